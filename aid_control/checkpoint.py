@@ -1,0 +1,123 @@
+"""Files of tensors and plain values, written atomically and read without executing anything.
+
+A state is a nested dictionary (or list) whose leaves are tensors or JSON values.  Tensors go into a
+safetensors file under their path (``optimizer/state/3/exp_avg``); the rest is JSON in its metadata.  Writing
+goes to a temporary file beside the target, is flushed to the disk and renamed: a reader, or a killed
+writer, never leaves half a file under the final name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import InputError
+
+__all__ = ["atomic_write", "load_state", "save_state"]
+
+_TENSOR = "__tensor__"
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` to ``path`` so that it is there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """The JSON skeleton of ``value``; its tensors are added to ``tensors`` under their paths."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {_TENSOR: path}
+    if isinstance(value, dict):
+        # JSON keys are strings; integer keys (optimiser states) are marked to come back as integers.
+        return {
+            f"int:{k}" if isinstance(k, int) else str(k): _split(v, f"{path}/{k}" if path else str(k), tensors)
+            for k, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_split(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"cannot store a {type(value).__name__} at {path!r}")
+
+
+def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {int(k[4:]) if k.startswith("int:") else k: _join(v, tensors) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_join(v, tensors) for v in value]
+    return value
+
+
+def save_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Write a nested state atomically.
+
+    Args:
+        path: target file.
+        state: nested dicts and lists of tensors and JSON values.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _split(state, "", tensors)
+    atomic_write(path, save(tensors, metadata={"state": json.dumps(skeleton)}))
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file.
+
+    Raises:
+        InputError: if the file is missing, truncated or not a safetensors file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; expected a safetensors file")
+    try:
+        with safe_open(str(path), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); expected one written by this package") from error
+
+
+def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what :func:`save_state` wrote.
+
+    Raises:
+        InputError: if the file is missing, truncated, or of another kind.
+    """
+    tensors, metadata = load_tensors(path)
+    try:
+        skeleton = json.loads(metadata["state"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: holds no saved state; expected a file written by this package") from error
+    state = _join(skeleton, tensors)
+    assert isinstance(state, dict)
+    return state
+
+
+def same_device(state: Any, device: torch.device | str) -> Any:
+    """``state`` with every tensor moved to ``device``."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {k: same_device(v, device) for k, v in state.items()}
+    if isinstance(state, list):
+        return [same_device(v, device) for v in state]
+    return state

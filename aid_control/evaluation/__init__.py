@@ -1,0 +1,7 @@
+"""Policy evaluation by the martingale characterisation of the value; one method a file."""
+
+from .ctd import ctd_loss, temporal_differences
+from .martingale_loss import martingale_loss
+from .terminal import terminal_gradient_loss
+
+__all__ = ["ctd_loss", "martingale_loss", "temporal_differences", "terminal_gradient_loss"]

@@ -1,0 +1,10 @@
+"""Image backbones (EDM) as the frozen drift of a control problem, and AID guidance for inpainting.
+
+Images are float tensors (B, C, H, W) in [-1, 1]; masks are (B, 1, H, W) with 1 = known, 0 = hole.
+"""
+
+from .backbones.registry import load_backbone
+from .guidance import load_guidance
+from .inpaint import inpaint
+
+__all__ = ["inpaint", "load_backbone", "load_guidance"]

@@ -1,0 +1,151 @@
+r"""Training a denoiser: the EDM loss, with an exponential moving average of the weights.
+
+.. math::
+    L = E_{\sigma}\, w(\sigma)\, \| D(x_0 + \sigma n; \sigma) - x_0 \|^2 / d, \qquad
+    \log\sigma \sim N(P_{mean}, P_{std}^2), \quad w = (\sigma^2 + s^2)/(\sigma s)^2
+
+(Karras et al. 2022, section 5; s = sigma_data).  Every iteration draws from generators keyed by
+(seed, iteration): a restarted run is the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...noise import generator
+from ..data import batch_indices, to_float
+from .precond import Denoiser
+
+__all__ = ["BackboneTrainer", "edm_loss", "validate"]
+
+
+def edm_loss(
+    net: Denoiser, images: Tensor, log_sigma: Tensor, noise: Tensor, sigma_data: float = 0.5
+) -> Tensor:
+    """Weighted denoising error a image, (B,).
+
+    Args:
+        net: denoiser.
+        images: clean (B, C, H, W) in [-1, 1].
+        log_sigma: (B,).
+        noise: standard normal like ``images``.
+        sigma_data: standard deviation of the data.
+    """
+    sigma = log_sigma.exp()
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    error = net(images + sigma.reshape(-1, 1, 1, 1) * noise, sigma) - images
+    return weight * error.square().mean(dim=(1, 2, 3))
+
+
+@torch.no_grad()
+def validate(net: Denoiser, images: Tensor, P_mean: float = -1.2, P_std: float = 1.2, seed: int = 0, batch: int = 32) -> dict[str, float]:
+    """Mean squared denoising error at fixed noise levels, and the EDM loss, with fixed noise.
+
+    Args:
+        net: denoiser.
+        images: held-out clean images (N, C, H, W) in [-1, 1].
+        P_mean: of log sigma.
+        P_std: of log sigma.
+        seed: of the noise.
+        batch: images a call.
+    """
+    out: dict[str, float] = {}
+    gen = generator(seed, 0x7A11D)
+    noise = torch.randn(images.shape, generator=gen)
+    for sigma in (0.05, 0.2, 0.5, 1.0, 3.0, 10.0):
+        errors = [
+            (net(x + sigma * n, sigma) - x).square().mean(dim=(1, 2, 3))
+            for x, n in zip(images.split(batch), noise.split(batch), strict=True)
+        ]
+        out[f"mse_sigma_{sigma:g}"] = float(torch.cat(errors).mean())
+    log_sigma = P_mean + P_std * torch.randn(len(images), generator=gen)
+    parts = zip(images.split(batch), log_sigma.split(batch), noise.split(batch), strict=True)
+    out["edm_loss"] = float(torch.cat([edm_loss(net, *part) for part in parts]).mean())
+    return out
+
+
+class BackboneTrainer:
+    """Adam on the EDM loss, with EMA; :meth:`step` is one iteration.
+
+    Args:
+        net: denoiser to train (in place).
+        images: uint8 training images (N, C, H, W), kept in memory.
+        batch: images an iteration.
+        lr: learning rate.
+        ema_halflife: of the average, in images.
+        ema_rampup: the half-life is at most this fraction of the images seen.
+        clip: bound of the gradient's norm.
+        P_mean: of log sigma.
+        P_std: of log sigma.
+        flip: mirror images at random.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self,
+        net: Denoiser,
+        images: Tensor,
+        batch: int = 32,
+        lr: float = 1e-3,
+        ema_halflife: float = 40_000,
+        ema_rampup: float = 0.1,
+        clip: float = 1.0,
+        P_mean: float = -1.2,
+        P_std: float = 1.2,
+        flip: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.net, self.images, self.batch, self.clip, self.flip, self.seed = net, images, batch, clip, flip, seed
+        self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
+        self.P_mean, self.P_std = P_mean, P_std
+        self.ema = {k: v.detach().clone() for k, v in net.state_dict().items()}
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.99))
+        self.images_seen = 0
+
+    def step(self) -> float:
+        """One iteration; returns the loss."""
+        iteration = self.images_seen // self.batch
+        gen = generator(self.seed, 0xB0B, iteration)
+        index = batch_indices(len(self.images), self.batch, iteration, self.seed)
+        x = to_float(self.images[index])
+        if self.flip:
+            mirrored = torch.rand(len(x), generator=gen) < 0.5
+            x[mirrored] = x[mirrored].flip(-1)
+        log_sigma = self.P_mean + self.P_std * torch.randn(len(x), generator=gen)
+        device = next(self.net.parameters()).device
+        noise = torch.randn(x.shape, generator=gen).to(device)
+
+        self.net.train()
+        loss = edm_loss(self.net, x.to(device), log_sigma.to(device), noise).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        if torch.isfinite(norm):  # a broken batch is skipped, not learned from
+            self.optimizer.step()
+        self.images_seen += self.batch
+        halflife = min(self.ema_halflife, self.ema_rampup * self.images_seen)
+        decay = 0.5 ** (self.batch / max(halflife, 1e-8))
+        with torch.no_grad():
+            for name, value in self.net.state_dict().items():
+                if value.is_floating_point():
+                    self.ema[name].lerp_(value, 1 - decay)
+        return float(loss.detach())
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {
+            "net": self.net.state_dict(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "images_seen": self.images_seen,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state` (extra keys are ignored)."""
+        self.net.load_state_dict(state["net"])
+        self.ema = {k: v.clone() for k, v in state["ema"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.images_seen = int(state["images_seen"])

@@ -1,0 +1,101 @@
+r"""Clocks t -> sigma(t): how the noise level falls while the sampler's time t runs from 0 to T.
+
+EDM's probability-flow ODE dx/dsigma = (x - D(x; sigma))/sigma becomes, under a decreasing clock,
+
+.. math::
+    \dot x = r(t)\,\big(D(x; \sigma(t)) - x\big), \qquad r(t) = -\dot\sigma(t)/\sigma(t) \ge 0 .
+
+Here t is the fallen noise, t = sigma_max - sigma, so that r = 1/sigma and an Euler step from sigma to sigma'
+is x + (1 - sigma'/sigma) (D - x): the same step in every clock that visits the same levels.  A clock only
+decides *which* levels a grid of K steps visits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Clock", "KarrasClock", "LogClock"]
+
+
+class Clock:
+    """Base class: a noise range and the levels a grid visits.
+
+    Attributes:
+        sigma_min: last positive noise level.
+        sigma_max: first noise level.
+    """
+
+    sigma_min: float
+    sigma_max: float
+
+    def level(self, s: Tensor) -> Tensor:
+        """Noise level at s in [0, 1] (0 = sigma_max, 1 = sigma_min)."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def sigmas(self, steps: int, rounding: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The float64 levels of a grid: ``steps`` positive ones, then 0.
+
+        Args:
+            steps: number of solver steps, at least 1.
+            rounding: maps levels to those a network knows.
+
+        Returns:
+            (steps + 1,) decreasing levels; a single step goes from sigma_max to 0.
+
+        Raises:
+            ValueError: if ``steps`` is below 1.
+        """
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; a sampler needs at least 1")
+        s = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
+        levels = self.level(s)
+        if rounding is not None:
+            levels = rounding(levels)
+        return torch.cat([levels, levels.new_zeros(1)])
+
+    def grid(self, steps: int) -> Tensor:
+        """Times t_k = sigma_max - sigma_k of the same grid, (steps + 1,), from 0 to T = sigma_max."""
+        return self.sigma_max - self.sigmas(steps)
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Noise level at time t."""
+        return self.sigma_max - torch.as_tensor(t)
+
+
+@dataclass(frozen=True)
+class KarrasClock(Clock):
+    """EDM's grid: sigma^(1/rho) falls linearly (Karras et al. 2022, equation 5).
+
+    Args:
+        sigma_min: last positive noise level.
+        sigma_max: first noise level.
+        rho: exponent; 7 is the published value, 1 is linear in sigma.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def level(self, s: Tensor) -> Tensor:
+        lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return (hi + s * (lo - hi)) ** self.rho
+
+
+@dataclass(frozen=True)
+class LogClock(Clock):
+    """Levels equally spaced in log sigma.
+
+    Args:
+        sigma_min: last positive noise level.
+        sigma_max: first noise level.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def level(self, s: Tensor) -> Tensor:
+        return self.sigma_max * (self.sigma_min / self.sigma_max) ** s

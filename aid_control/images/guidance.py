@@ -1,0 +1,192 @@
+r"""AID's networks: the guidance module (actor) and its critic.
+
+**Actor.** The correction of the denoised image is
+
+.. math::
+    v = \sum_j g_j(\sigma)\,\mathrm{band}_j(\hat m - D) + a(\sigma)\, M (y - D) + h_\phi(x, D, \hat m, M; \sigma),
+
+with :math:`\hat m` the context encoder's guess (once an image), gains g_j and a that are tables over the noise
+level, and h a small network at a quarter of the resolution.  All of g, a, h start at zero: training starts
+from the unguided flow.  On a Gaussian image model diagonal in the bands the first sum *is* the form of the
+optimum (v is a linear function of m - F, F the end of the unguided flow).
+
+**Critic.** In the same model, with variance l_j in band j and the ``levels`` cost, the value is
+
+.. math::
+    V(\sigma, x) = \frac1{2d}\sum_j \frac{|\mathrm{band}_j(A_j x - \hat m)|^2}{c_j}, \quad
+    A_j = \sqrt{\tfrac{l_j}{l_j + \sigma^2}}, \quad
+    c_j = 1 + \frac1\beta\Big(1 + \int_{\sigma_{min}}^{\sigma} A_j^2\, d\log s\Big),
+
+(the lone 1 in the bracket is the last step, from sigma_min to 0).  The critic is this formula with learned
+corrections of log A_j and log c_j and a learned constant, all tables over the noise level; at sigma = 0 it is
+|x - m|^2/(2d) exactly.  Its gradient in x is what the ``stein`` estimator uses.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoint import atomic_write, load_tensors
+from ..errors import InputError
+from .backbones.registry import asset
+from .clock import Clock, KarrasClock
+from .encoder import ContextEncoder
+from .problem import Observation
+from .pyramid import BANDS, LevelTable, band_energies, combine
+
+__all__ = ["DEFAULT_GUIDANCE", "Guidance", "PyramidCritic", "load_guidance", "save_guidance"]
+
+DEFAULT_GUIDANCE = "aid-faces64-mini"
+
+
+class Guidance(nn.Module):
+    """The AID module: called as the mean of a policy, (t, x, observation, D) -> v.
+
+    Args:
+        resolution: side of the images.
+        channels: colour channels.
+        width: channels of the small network h.
+        sigma_min: lowest positive noise level of the clock.
+        sigma_max: highest.
+        sigma_data: standard deviation of the data.
+
+    Attributes:
+        backbone: fingerprint of the backbone it was trained for; empty = any.
+        facts: what is known of its training.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        channels: int = 3,
+        width: int = 32,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = dict(
+            resolution=resolution, channels=channels, width=width,
+            sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data,
+        )  # fmt: skip
+        self.backbone, self.facts = "", dict[str, Any]()
+        self.clock: Clock = KarrasClock(sigma_min, sigma_max)
+        self.sigma_data = sigma_data
+        self.encoder = ContextEncoder(resolution, channels)
+        self.gains = LevelTable(BANDS + 1, sigma_min, sigma_max)
+        self.modulation = LevelTable(width, sigma_min, sigma_max)
+        self.conv_in = nn.Conv2d(3 * channels + 1, width, 3, padding=1)
+        self.conv_mid = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        assert self.conv_out.bias is not None
+        nn.init.zeros_(self.conv_out.bias)
+
+    @torch.no_grad()
+    def observe(self, y: Tensor, mask: Tensor, class_labels: Tensor | None = None) -> Observation:
+        """The observation with the encoder's guess filled in (no gradients)."""
+        return Observation(y, mask, self.encoder(y, mask), class_labels)
+
+    def forward(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor) -> Tensor:
+        sigma = self.clock.sigma(t)
+        guess = context.guess if context.guess is not None else self.encoder(context.y, context.mask).detach()
+        gains = self.gains(sigma)
+        v = combine(guess - probe, gains[:BANDS], smooth=True) + gains[BANDS] * context.mask * (context.y - probe)
+        c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
+        coarse = torch.cat([F.avg_pool2d(z, 4) for z in (c_in * x, probe, guess, context.mask)], dim=1).to(x.dtype)
+        h = F.silu(self.conv_in(coarse)) * (1 + self.modulation(sigma)[:, None, None])
+        h = self.conv_out(F.silu(self.conv_mid(h)))
+        return v + F.interpolate(h, scale_factor=4.0, mode="bilinear")
+
+    def parameter_count(self) -> int:
+        """Number of weights, encoder included."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class PyramidCritic(nn.Module):
+    """The critic of the module's formula; (t, x, observation, ignored) -> (B,).
+
+    Args:
+        encoder: gives the guess where the observation has none; trained by the critic's terminal condition.
+        beta: of the problem.
+        pixels: d.
+        variances: l_j a band, per coordinate; finest first.
+        clock: t -> sigma.
+    """
+
+    band_variances: Tensor
+
+    def __init__(
+        self, encoder: ContextEncoder, beta: float, pixels: int, variances: Tensor, clock: Clock | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.beta, self.pixels = encoder, beta, pixels
+        self.clock = clock or KarrasClock()
+        self.register_buffer("band_variances", variances.float())
+        self.corrections = LevelTable(2 * BANDS + 1, self.clock.sigma_min, self.clock.sigma_max)
+
+    def forward(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor | None = None) -> Tensor:
+        guess = context.guess if context.guess is not None else self.encoder(context.y, context.mask)
+        sigma = float(self.clock.sigma(t))
+        if sigma <= 0:
+            return 0.5 * (x - guess).square().flatten(1).sum(1) / self.pixels
+        low, s2 = self.clock.sigma_min, max(sigma, self.clock.sigma_min) ** 2
+        l = self.band_variances
+        a = (l / (l + s2)).sqrt()
+        integral = 0.5 * math.log(s2 / low**2) - 0.5 * ((l + s2) / (l + low**2)).log()
+        c = 1 + (1 + integral) / self.beta
+        fix = self.corrections(sigma)
+        a, c = a * fix[:BANDS].exp(), c * fix[BANDS : 2 * BANDS].exp()
+        energies = band_energies(combine(x, a) - guess)
+        return 0.5 * (energies / c).sum(1) / self.pixels + fix[2 * BANDS]
+
+
+def save_guidance(path: str | os.PathLike[str], guidance: Guidance, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a guidance module (optionally with averaged weights) atomically."""
+    import json
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in (weights or guidance.state_dict()).items()}
+    metadata = {
+        "kind": "aid-guidance",
+        "config": json.dumps(guidance.config),
+        "backbone": guidance.backbone,
+        "facts": json.dumps(guidance.facts),
+    }
+    atomic_write(path, save(tensors, metadata=metadata))
+
+
+def load_guidance(name_or_path: str | os.PathLike[str] = DEFAULT_GUIDANCE, device: torch.device | str = "cpu") -> Guidance:
+    """Load a guidance module.
+
+    Args:
+        name_or_path: a shipped name (``"aid-faces64-mini"``) or a ``.safetensors`` file.
+        device: where to put it.
+
+    Raises:
+        InputError: if the file is missing, truncated, or not a guidance file.
+    """
+    import json
+
+    path = Path(name_or_path)
+    if not path.suffix:
+        path = asset(f"{name_or_path}.safetensors")
+        if not path.is_file():
+            raise InputError(f"{name_or_path}: no such guidance; expected {DEFAULT_GUIDANCE} or a .safetensors file")
+    tensors, metadata = load_tensors(path)
+    if metadata.get("kind") != "aid-guidance":
+        raise InputError(f"{path}: not a guidance file; expected one written by examples/train_guidance.py")
+    try:
+        guidance = Guidance(**json.loads(metadata["config"]))
+        guidance.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: weights do not fit the module they describe ({' '.join(str(error).split())[:200]})") from error
+    guidance.backbone, guidance.facts = metadata.get("backbone", ""), json.loads(metadata.get("facts", "{}"))
+    return guidance.eval().requires_grad_(False).to(device)

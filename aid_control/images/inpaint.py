@@ -1,0 +1,108 @@
+"""``inpaint``: the one function users call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..noise import per_image_normal
+from ..policy import GaussianPolicy, ZeroMean
+from ..rollout import Solver, rollout
+from .backbones.precond import Denoiser
+from .clock import Clock, KarrasClock
+from .guidance import Guidance
+from .masks import check_mask
+from .problem import GuidanceProblem, Observation, levels_of
+
+__all__ = ["check_images", "function_evaluations", "inpaint", "starting_noise"]
+
+
+def check_images(backbone: Denoiser, y: Tensor, mask: Tensor, name: str = "image") -> None:
+    """Refuse images and masks that do not fit the backbone.
+
+    Raises:
+        InputError: for another size or number of channels, NaN in known pixels, or a bad mask.
+    """
+    side, channels = backbone.img_resolution, backbone.img_channels
+    if y.dim() != 4 or tuple(y.shape[1:]) != (channels, side, side):
+        raise InputError(f"{name}: shape {tuple(y.shape)}; expected (B, {channels}, {side}, {side})")
+    if tuple(mask.shape) != (y.shape[0], 1, side, side):
+        raise InputError(f"mask of {name}: shape {tuple(mask.shape)}; expected {(y.shape[0], 1, side, side)}")
+    check_mask(mask, f"mask of {name}")
+    if not torch.isfinite(torch.where(mask.bool(), y, 0.0)).all():
+        raise InputError(f"{name}: known pixels hold NaN or infinity; expected numbers in [-1, 1]")
+
+
+def starting_noise(backbone: Denoiser, seeds: Sequence[int], n: int, device: Any = "cpu") -> Tensor:
+    """Unit noise (n, C, H, W), one seed an image."""
+    if len(seeds) != n:
+        raise InputError(f"{len(seeds)} seeds for {n} images; expected one an image")
+    side = backbone.img_resolution
+    return per_image_normal(seeds, (backbone.img_channels, side, side)).to(device)
+
+
+def function_evaluations(steps: int, solver: str) -> int:
+    """Backbone calls an image: K for Euler, 2K - 1 for Heun."""
+    return steps if solver == "euler" else 2 * steps - 1
+
+
+@torch.no_grad()
+def inpaint(
+    backbone: Denoiser,
+    guidance: Guidance | None,
+    y: Tensor,
+    mask: Tensor,
+    steps: int = 18,
+    solver: Solver = "heun",
+    seeds: Sequence[int] | None = None,
+    class_labels: Tensor | None = None,
+    clock: Clock | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Fill the holes of images.
+
+    Args:
+        backbone: frozen denoiser (:func:`aid_control.images.load_backbone`).
+        guidance: AID module (:func:`aid_control.images.load_guidance`); ``None`` = the pretrained flow, whose
+            known pixels are only pasted at the end.
+        y: images (B, C, H, W) in [-1, 1]; what they hold in the hole is ignored.
+        mask: (B, 1, H, W), 1 = known, 0 = hole.
+        steps: solver steps.
+        solver: ``"heun"`` (2 steps - 1 backbone calls) or ``"euler"`` (steps calls).
+        seeds: one an image; default 0, 1, 2, ...
+        class_labels: one-hot (B, n) for conditional backbones.
+        clock: noise levels; default EDM's grid, within the backbone's range.
+        callback: called as callback(k, x) after every step.
+
+    Returns:
+        Images (B, C, H, W); known pixels equal ``y`` exactly.
+
+    Raises:
+        InputError: for inputs that do not fit the backbone, or guidance of another backbone.
+    """
+    check_images(backbone, y, mask)
+    if solver not in ("euler", "heun"):
+        raise InputError(f"solver is {solver!r}; expected euler or heun")
+    if steps < 1:
+        raise InputError(f"steps is {steps}; expected at least 1")
+    if guidance is not None and guidance.backbone and guidance.backbone != backbone.fingerprint:
+        raise InputError(
+            f"guidance was trained for backbone {guidance.backbone}, this one is "
+            f"{backbone.fingerprint or 'unnamed'}; expected guidance trained for this backbone"
+        )
+    clock = clock or KarrasClock(max(0.002, backbone.sigma_min), min(80.0, backbone.sigma_max))
+    problem = GuidanceProblem(backbone, clock)
+    y = torch.where(mask.bool(), y, 0.0)
+    noise = starting_noise(backbone, range(len(y)) if seeds is None else seeds, len(y), y.device)
+    x = (noise * clock.sigma_max).to(y.dtype)
+    if guidance is None:
+        context, policy = Observation(y, mask, class_labels=class_labels), GaussianPolicy(ZeroMean())
+    else:
+        context, policy = guidance.observe(y, mask, class_labels), GaussianPolicy(guidance)
+    grid = levels_of(problem, steps).to(y.device)
+    path = rollout(problem, policy, x, grid, context, solver=solver, keep=False, callback=callback)
+    return torch.where(mask.bool(), y, path.states[-1])

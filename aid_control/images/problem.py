@@ -1,0 +1,97 @@
+r"""Guided image generation as a control problem, and nothing more.
+
+Frozen drift: the probability-flow ODE of a denoiser under a clock (:mod:`.clock`).  Control: a correction v of
+the denoised image, in image units, so that the guided drift uses D + v,
+
+.. math::
+    \dot x = r(t)\,\big(D(x; \sigma(t)) + v - x\big), \qquad r = 1/\sigma,\; t = \sigma_{max} - \sigma .
+
+Costs are means over the d pixels and channels:
+:math:`\Psi(x; x_0) = |x - x_0|^2 / (2d)`, and for the control one of
+
+``levels``
+    :math:`\tfrac{\beta}{2d} |v|^2 r\,dt = \tfrac{\beta}{2d} |v|^2\, |d\log\sigma|`: the same in every clock;
+``drift``
+    :math:`\tfrac{\beta}{2d} |u|^2 dt` with u = r v, the correction of the drift itself: depends on the clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..problem import ControlProblem, inner
+from .backbones.precond import Denoiser
+from .clock import Clock, KarrasClock
+
+__all__ = ["GuidanceProblem", "Observation"]
+
+
+@dataclass
+class Observation:
+    """What a policy sees of an image: xi = (y, M), and the guidance's guess of the whole image.
+
+    Attributes:
+        y: observed image (B, C, H, W), zero in the hole.
+        mask: (B, 1, H, W), 1 = known.
+        guess: estimate of E[x0 | y, M], once it has been made.
+        class_labels: one-hot (B, n) or ``None``.
+    """
+
+    y: Tensor
+    mask: Tensor
+    guess: Tensor | None = None
+    class_labels: Tensor | None = None
+
+
+class GuidanceProblem(ControlProblem):
+    """A ControlProblem whose drift is a denoiser's probability flow.
+
+    Args:
+        backbone: frozen denoiser.
+        clock: noise range and grids.
+        beta: weight of the control cost.
+        cost: ``"levels"`` or ``"drift"`` (see the module).
+    """
+
+    singular_end = True
+
+    def __init__(
+        self, backbone: Denoiser, clock: Clock | None = None, beta: float = 0.3, cost: str = "levels"
+    ) -> None:
+        if cost not in ("levels", "drift"):
+            raise ValueError(f"cost is {cost!r}; expected levels or drift")
+        self.backbone, self.clock, self.beta, self.cost = backbone, clock or KarrasClock(), beta, cost
+        self.horizon = self.clock.sigma_max
+        self.pixels = backbone.img_channels * backbone.img_resolution**2
+
+    def probe(self, t: Tensor, x: Tensor, context: Observation) -> Tensor:
+        """The denoised image D(x; sigma(t))."""
+        labels = None if context is None else context.class_labels
+        return self.backbone(x, self.clock.sigma(t), labels)
+
+    def drift(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor) -> Tensor:
+        return self.gain(t) * (probe - x)
+
+    def gain(self, t: Tensor) -> Tensor:
+        return 1 / self.clock.sigma(t)
+
+    def control_weight(self, t: Tensor) -> Tensor:
+        r = self.gain(t)
+        return self.beta / self.pixels * (r if self.cost == "levels" else r**2)
+
+    def terminal_cost(self, x: Tensor, target: Tensor) -> Tensor:
+        error = x - target
+        return 0.5 * inner(error, error) / self.pixels
+
+    def fall(self, t: Tensor, dt: Tensor) -> Tensor:
+        """r(t) Dt = 1 - sigma_{k+1}/sigma_k in (0, 1]: how far an Euler step moves towards D + v."""
+        return self.gain(t) * dt
+
+
+def levels_of(problem: GuidanceProblem, steps: int) -> Tensor:
+    """The time grid of ``steps`` solver steps from sigma_max to 0, in float64."""
+    clock = problem.clock
+    return clock.sigma_max - clock.sigmas(steps, rounding=problem.backbone.round_sigma).to(torch.float64)

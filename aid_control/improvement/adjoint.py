@@ -1,0 +1,39 @@
+r"""Adjoint matching: the lean adjoint of the frozen drift along the path (one vector-Jacobian product a step).
+
+.. math::
+    p_K = \nabla \Psi(X_K), \qquad p_k = p_{k+1} + \Delta t\,(\partial_x b(t_k, X_k))' p_{k+1},
+    \qquad w_k = -B' p_{k+1} / R .
+
+At the optimum p = grad V along the path.  The gradient of the terminal cost is replaced by the critic's at
+T, i.e. by its conditional mean given the context, which has the same expectation and less noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..policy import GaussianPolicy
+from ..problem import ControlProblem
+from ..rollout import Trajectory
+from ..value import Shifted
+
+__all__ = ["adjoint_targets"]
+
+
+def adjoint_targets(
+    problem: ControlProblem, policy: GaussianPolicy, value: Shifted, trajectory: Trajectory
+) -> list[Tensor]:
+    """Targets w_k (B, ...) a step; calls the drift once a step, with its vector-Jacobian product."""
+    end = trajectory.states[-1].detach().requires_grad_()
+    with torch.enable_grad():
+        at_end = value.critic(trajectory.times[-1], end, trajectory.context, None)
+        p = torch.autograd.grad(at_end.sum(), end)[0]
+    targets: list[Tensor] = []
+    for k, t, dt in reversed(list(trajectory.steps())):
+        targets.append(-problem.gain(t) / problem.control_weight(t) * p)
+        with torch.enable_grad():
+            x = trajectory.states[k].detach().requires_grad_()
+            b = problem.drift(t, x, trajectory.context, problem.probe(t, x, trajectory.context))
+            p = p + dt * torch.autograd.grad(b, x, p)[0]
+    return targets[::-1]

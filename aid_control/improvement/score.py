@@ -1,0 +1,37 @@
+r"""The score-function (REINFORCE) estimator: Algorithm 1 of AID.
+
+.. math::
+    g_k = \frac{A_k - m_k}{v_k}\, \delta_k, \qquad
+    \delta_k = \hat V_{k+1} - \hat V_k + (f + \tfrac12 R |A_k|^2)\Delta t .
+
+Its expectation is the gradient of the expected cost in m_k, (B' grad V + R m) Dt, so the target is
+:math:`w_k = m_k - g_k / (R\,\Delta t)`.  It needs only values of the critic, but its noise grows with the dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..evaluation.ctd import temporal_differences
+from ..policy import GaussianPolicy
+from ..problem import ControlProblem
+from ..rollout import Trajectory
+from ..value import Shifted
+
+__all__ = ["score_targets"]
+
+
+@torch.no_grad()
+def score_targets(
+    problem: ControlProblem, policy: GaussianPolicy, value: Shifted, trajectory: Trajectory
+) -> list[Tensor]:
+    """Targets w_k (B, ...) a step, from a trajectory with sampled actions."""
+    delta = temporal_differences(value.along(trajectory), trajectory)
+    targets = []
+    for k, t, dt in trajectory.steps():
+        mean, action = trajectory.means[k], trajectory.actions[k]
+        scale = policy.variance(t) * problem.control_weight(t) * dt
+        shape = (-1,) + (1,) * (mean.dim() - 1)
+        targets.append(mean - (action - mean) * delta[k].reshape(shape) / scale)
+    return targets

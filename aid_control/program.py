@@ -1,0 +1,47 @@
+"""What every program of the project shares: Hydra configuration, one-sentence errors, exit codes.
+
+Exit codes: 0 = done, 1 = a check of the program failed or it crashed, 2 = unusable input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+__all__ = ["program"]
+
+
+def program(config: str, main: Callable[[Any], int | None]) -> None:
+    """Run ``main(cfg)`` with a Hydra config of ``examples/conf`` and the command line's overrides; exits.
+
+    Args:
+        config: path of the YAML file, without its ending; relative to the calling script's folder.
+        main: the program; what it returns is the exit code (``None`` = 0).
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    # Hydra would print a traceback and exit with 1; with this it raises, and we say it in a sentence.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    script = Path(sys.argv[0]).resolve().parent
+    codes: list[int | None] = []
+
+    def run(cfg: Any) -> None:
+        codes.append(main(cfg))
+
+    try:
+        location = script / config
+        hydra.main(version_base=None, config_path=str(location.parent), config_name=location.name)(run)()
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(codes[-1] if codes and codes[-1] else 0)

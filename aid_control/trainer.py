@@ -1,0 +1,195 @@
+r"""The one loop: rollout, policy evaluation, policy improvement.
+
+An iteration runs the current policy through the problem, updates the critic by CTD(0) (and, if asked, by its
+terminal condition), asks an estimator of :mod:`.improvement` for target actions w_k, and moves the mean:
+
+.. math::  L(\phi) = \tfrac12 E \sum_k \omega_k\, | m_\phi(t_k, X_k; \xi) - w_k |^2 ,
+
+whose gradient at the current policy is the (variance-pre-multiplied) policy gradient.  Probes are cached in
+the trajectory, so that the updates never call the frozen system again, and a trajectory can be used for
+several of them.  Every iteration's randomness is keyed by its number: a restarted run is the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .evaluation import ctd_loss, terminal_gradient_loss
+from .improvement import ESTIMATORS
+from .noise import generator
+from .policy import GaussianPolicy
+from .problem import ControlProblem
+from .rollout import Mode, Trajectory, rollout
+from .value import Shifted
+
+__all__ = ["ActorCritic", "Batch"]
+
+
+@dataclass
+class Batch:
+    """Where the rollouts of one iteration start.
+
+    Attributes:
+        x: initial states (B, ...).
+        grid: times (K + 1,).
+        context: xi.
+        target: what the terminal cost sees.
+    """
+
+    x: Tensor
+    grid: Tensor
+    context: Any = None
+    target: Any = None
+
+
+class ActorCritic:
+    """Actor-critic for a control problem.
+
+    Args:
+        problem: the problem.
+        actor: the policy's mean, (t, x, context, probe) -> like x.
+        critic: the value, (t, x, context, probe) -> (B,).
+        temperature: lambda, the cost of exploration a unit of time.
+        estimator: ``"score"``, ``"stein"`` or ``"adjoint"``.
+        mode: how rollouts execute the policy; ``"score"`` needs ``"sampled"``.
+        actor_lr: Adam's rate for the actor.
+        critic_lr: and for the critic.
+        updates: updates of actor and critic a rollout.
+        terminal_weight: weight of the critic's terminal condition beside CTD (0 = off).
+        value_scale: the CTD loss is divided by its square (units of the cost).
+        step_weight: omega(t, Dt) of the actor's regression; default Dt.
+        clip: bound of the gradients' norms.
+        ema: decay of the actor's averaged weights a iteration, 0 = none.
+        seed: of the exploration noise.
+    """
+
+    def __init__(
+        self,
+        problem: ControlProblem,
+        actor: nn.Module,
+        critic: nn.Module,
+        temperature: float = 0.1,
+        estimator: str = "stein",
+        mode: Mode = "sampled",
+        actor_lr: float = 1e-3,
+        critic_lr: float = 1e-3,
+        updates: int = 1,
+        terminal_weight: float = 0.0,
+        value_scale: float = 1.0,
+        step_weight: Callable[[Tensor, Tensor], Tensor] | None = None,
+        clip: float = 1.0,
+        ema: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
+        if estimator == "score" and mode != "sampled":
+            raise ValueError("the score estimator needs sampled actions")
+        self.problem, self.actor, self.critic = problem, actor, critic
+        self.estimator, self.mode, self.updates = estimator, mode, updates
+        self.terminal_weight, self.value_scale, self.clip, self.ema = terminal_weight, value_scale, clip, ema
+        self.step_weight = step_weight or (lambda t, dt: dt)
+        self.seed, self.iteration, self.skipped = seed, 0, 0
+        self.value = Shifted(critic, temperature)
+        self.policy = GaussianPolicy(actor)
+        self.temperature = temperature
+        self.optimizers = {
+            "actor": torch.optim.Adam(actor.parameters(), lr=actor_lr, betas=(0.9, 0.99)),
+            "critic": torch.optim.Adam(critic.parameters(), lr=critic_lr, betas=(0.9, 0.99)),
+        }
+        self.average = {k: v.detach().clone() for k, v in actor.state_dict().items()}
+
+    @torch.no_grad()
+    def collect(self, batch: Batch) -> Trajectory:
+        """Run the current policy; no gradients."""
+        dim = batch.x[0].numel()
+        self.policy.variance = lambda t: self.problem.policy_variance(t, self.temperature, dim)
+        gen = generator(self.seed, 0xAC7, self.iteration)
+        return rollout(
+            self.problem, self.policy, batch.x, batch.grid, batch.context, batch.target, self.mode, noise=gen
+        )
+
+    def _descend(self, name: str, loss: Tensor, module: nn.Module) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(module.parameters(), self.clip)
+        if torch.isfinite(norm):
+            optimizer.step()
+        else:  # a broken batch is skipped and counted, not learned from
+            self.skipped += 1
+
+    def _advance(self) -> None:
+        self.iteration += 1
+        # while the run is young, average over its recent past only
+        decay = min(self.ema, self.iteration / (self.iteration + 10))
+        with torch.no_grad():
+            for name, value in self.actor.state_dict().items():
+                self.average[name].lerp_(value, 1 - decay)
+
+    def fit_terminal(self, x: Tensor, context: Any, target: Any) -> float:
+        """One critic update on its terminal condition alone (no rollout); returns the loss."""
+        loss = terminal_gradient_loss(self.problem, self.critic, x, context, target) / self.value_scale**2
+        self._descend("critic", loss, self.critic)
+        self._advance()
+        return float(loss.detach())
+
+    def actor_loss(self, trajectory: Trajectory, targets: list[Tensor]) -> Tensor:
+        """The regression of the module's formula, mean over batch and coordinates."""
+        total = trajectory.states[0].new_zeros(())
+        for k, t, dt in trajectory.steps():
+            mean = self.actor(t, trajectory.states[k], trajectory.context, trajectory.probes[k])
+            total = total + 0.5 * self.step_weight(t, dt) * (mean - targets[k]).square().mean()
+        return total
+
+    def iterate(self, batch: Batch) -> dict[str, float]:
+        """One iteration; returns scalars for a log (cost, losses, signal-to-noise of the estimator)."""
+        trajectory = self.collect(batch)
+        for _ in range(self.updates):
+            loss = ctd_loss(self.value, trajectory) / self.value_scale**2
+            if self.terminal_weight:
+                terminal = terminal_gradient_loss(
+                    self.problem, self.critic, trajectory.states[-1], batch.context, batch.target
+                )
+                loss = loss + self.terminal_weight * terminal / self.value_scale**2
+            self._descend("critic", loss, self.critic)
+        targets = ESTIMATORS[self.estimator](self.problem, self.policy, self.value, trajectory)
+        for _ in range(self.updates):
+            actor_loss = self.actor_loss(trajectory, targets)
+            self._descend("actor", actor_loss, self.actor)
+        self._advance()
+        assert trajectory.terminal is not None
+        error = torch.stack([(w - m).flatten(1) for w, m in zip(targets, trajectory.means, strict=True)])
+        return {
+            "cost": float(trajectory.total_cost().mean()),
+            "terminal": float(trajectory.terminal.mean()),
+            "critic_loss": float(loss.detach()),
+            "actor_loss": float(actor_loss.detach()),
+            # of the mean direction over the batch: |mean|^2 / (variance of the mean)
+            "snr": float(error.mean(1).square().sum() / (error.var(1).sum() / error.shape[1]).clip(min=1e-30)),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {
+            "actor": self.actor.state_dict(),
+            "critic": self.critic.state_dict(),
+            "average": self.average,
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "iteration": self.iteration,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.actor.load_state_dict(state["actor"])
+        self.critic.load_state_dict(state["critic"])
+        self.average = {k: v.clone() for k, v in state["average"].items()}
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.iteration, self.skipped = int(state["iteration"]), int(state["skipped"])
