@@ -13,14 +13,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["atomic_write", "load_state", "save_state"]
+__all__ = ["atomic_write", "load_state", "load_tensors", "save_state"]
 
 _TENSOR = "__tensor__"
 
@@ -47,6 +46,10 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {_TENSOR: path}
     if isinstance(value, dict):
         # JSON keys are strings; integer keys (optimiser states) are marked to come back as integers.
+        for k in value:
+            plain = type(k) is int or (isinstance(k, str) and "/" not in k and not k.startswith(("int:", "__")))
+            if not plain or (type(k) is int and str(k) in value):
+                raise TypeError(f"cannot store the key {k!r} at {path!r}: expected an integer or a plain string")
         return {
             f"int:{k}" if isinstance(k, int) else str(k): _split(v, f"{path}/{k}" if path else str(k), tensors)
             for k, v in value.items()
@@ -93,7 +96,9 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); expected one written by this package") from error
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}); expected one written by this package"
+        ) from error
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -107,17 +112,10 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         skeleton = json.loads(metadata["state"])
     except (KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: holds no saved state; expected a file written by this package") from error
-    state = _join(skeleton, tensors)
-    assert isinstance(state, dict)
-    return state
-
-
-def same_device(state: Any, device: torch.device | str) -> Any:
-    """``state`` with every tensor moved to ``device``."""
-    if isinstance(state, Tensor):
-        return state.to(device)
-    if isinstance(state, dict):
-        return {k: same_device(v, device) for k, v in state.items()}
-    if isinstance(state, list):
-        return [same_device(v, device) for v in state]
+    try:
+        state = _join(skeleton, tensors)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: its description does not fit its tensors ({error})") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds no saved state; expected a file written by this package")
     return state

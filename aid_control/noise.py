@@ -40,7 +40,9 @@ def per_image_normal(seeds: Sequence[int], shape: Sequence[int], *key: int) -> T
     return torch.stack([normal(shape, seed, *key) for seed in seeds])
 
 
-def brownian(t0: float, t1: float, dt: float, size: Sequence[int], entropy: int, like: Tensor) -> torchsde.BrownianInterval:
+def brownian(
+    t0: float, t1: float, dt: float, size: Sequence[int], entropy: int, like: Tensor
+) -> torchsde.BrownianInterval:
     """A Brownian motion on [t0, t1] that is safe to query on a grid of step ``dt``.
 
     Args:

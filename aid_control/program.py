@@ -30,18 +30,25 @@ def program(config: str, main: Callable[[Any], int | None]) -> None:
     # Hydra would print a traceback and exit with 1; with this it raises, and we say it in a sentence.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     script = Path(sys.argv[0]).resolve().parent
-    codes: list[int | None] = []
+    codes: list[int] = []
+
+    def refuse(error: Exception) -> int:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
 
     def run(cfg: Any) -> None:
-        codes.append(main(cfg))
+        # caught here, because Hydra announces every exception that passes through it
+        try:
+            codes.append(main(cfg) or 0)
+        except (InputError, OmegaConfBaseException) as error:
+            codes.append(refuse(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            codes.append(130)
 
+    location = script / config
     try:
-        location = script / config
         hydra.main(version_base=None, config_path=str(location.parent), config_name=location.name)(run)()
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(codes[-1] if codes and codes[-1] else 0)
+    except (HydraException, OmegaConfBaseException) as error:
+        codes.append(refuse(error))
+    sys.exit(max(codes, default=0))

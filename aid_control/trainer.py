@@ -1,6 +1,7 @@
 r"""The one loop: rollout, policy evaluation, policy improvement.
 
-An iteration runs the current policy through the problem, updates the critic by CTD(0) (and, if asked, by its
+An iteration runs the current policy through the problem, updates the critic by a martingale method
+(:mod:`.evaluation`; and, if asked, by its
 terminal condition), asks an estimator of :mod:`.improvement` for target actions w_k, and moves the mean:
 
 .. math::  L(\phi) = \tfrac12 E \sum_k \omega_k\, | m_\phi(t_k, X_k; \xi) - w_k |^2 ,
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .evaluation import ctd_loss, terminal_gradient_loss
+from .evaluation import EVALUATIONS, terminal_gradient_loss
 from .improvement import ESTIMATORS
 from .noise import generator
 from .policy import GaussianPolicy
@@ -56,6 +57,7 @@ class ActorCritic:
         critic: the value, (t, x, context, probe) -> (B,).
         temperature: lambda, the cost of exploration a unit of time.
         estimator: ``"score"``, ``"stein"`` or ``"adjoint"``.
+        evaluation: how the critic learns, ``"ctd"`` or ``"martingale"``.
         mode: how rollouts execute the policy; ``"score"`` needs ``"sampled"``.
         actor_lr: Adam's rate for the actor.
         critic_lr: and for the critic.
@@ -75,6 +77,7 @@ class ActorCritic:
         critic: nn.Module,
         temperature: float = 0.1,
         estimator: str = "stein",
+        evaluation: str = "ctd",
         mode: Mode = "sampled",
         actor_lr: float = 1e-3,
         critic_lr: float = 1e-3,
@@ -90,6 +93,9 @@ class ActorCritic:
             raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
         if estimator == "score" and mode != "sampled":
             raise ValueError("the score estimator needs sampled actions")
+        if evaluation not in EVALUATIONS:
+            raise ValueError(f"evaluation is {evaluation!r}; expected one of {', '.join(EVALUATIONS)}")
+        self.evaluation = evaluation
         self.problem, self.actor, self.critic = problem, actor, critic
         self.estimator, self.mode, self.updates = estimator, mode, updates
         self.terminal_weight, self.value_scale, self.clip, self.ema = terminal_weight, value_scale, clip, ema
@@ -151,7 +157,7 @@ class ActorCritic:
         """One iteration; returns scalars for a log (cost, losses, signal-to-noise of the estimator)."""
         trajectory = self.collect(batch)
         for _ in range(self.updates):
-            loss = ctd_loss(self.value, trajectory) / self.value_scale**2
+            loss = EVALUATIONS[self.evaluation](self.value, trajectory) / self.value_scale**2
             if self.terminal_weight:
                 terminal = terminal_gradient_loss(
                     self.problem, self.critic, trajectory.states[-1], batch.context, batch.target

@@ -73,7 +73,13 @@ def main(cfg: Any) -> None:
 
     def save() -> None:
         average.load_state_dict(trainer.ema)
-        facts = {"precond": precond, "kwargs": kwargs, "images_seen": trainer.images_seen, "batch": cfg.batch, "lr": cfg.lr}
+        facts = {
+            "precond": precond,
+            "kwargs": kwargs,
+            "images_seen": trainer.images_seen,
+            "batch": cfg.batch,
+            "lr": cfg.lr,
+        }
         if held_out is not None:
             facts["validation"] = validate(average, held_out)
         save_state(out / "checkpoint.safetensors", {**trainer.state(), "kwargs": kwargs})

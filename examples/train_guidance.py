@@ -96,7 +96,8 @@ def main(cfg: Any) -> None:
         save_guidance(out / "guidance.safetensors", guidance, trainer.average)
 
     log, start = Log(out / "tb"), time.monotonic()
-    for phase in PHASES[PHASES.index(phase) :]:
+    for name in PHASES[PHASES.index(phase) :]:
+        phase = name  # what save() writes
         trainer = trainers[phase]
         every = cfg.every if phase == "encoder" else min(cfg.every, 10)
         with tqdm(total=totals[phase], initial=trainer.iteration, desc=phase, smoothing=0.05) as bar:

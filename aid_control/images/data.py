@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def _decode(data: bytes, name: str, mode: str = "RGB") -> Tensor:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{name}: {image.width}x{image.height} pixels; expected at most {MAX_PIXELS} in all")
             array = np.array(image.convert(mode))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except (UnidentifiedImageError, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: not a readable image ({error}); expected a PNG or JPEG file") from error
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1).contiguous()
 
@@ -112,7 +115,7 @@ class ImageSource:
         label = str(self.path) if self.path.name == name else f"{self.path}:{name}"
         try:
             data = self._read(name)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:
             raise InputError(f"{label}: cannot be read ({error})") from error
         image = _decode(data, label, "RGB" if self.channels == 3 else "L")
         side = self.resolution or image.shape[-1]
@@ -137,7 +140,7 @@ def batch_indices(n: int, batch: int, iteration: int, seed: int) -> Tensor:
     Returns:
         (batch,) int64.
     """
-    out = []
+    out: list[Tensor] = []
     for position in range(iteration * batch, (iteration + 1) * batch):
         epoch, place = divmod(position, n)
         if not out or place == 0:

@@ -24,6 +24,7 @@ corrections of log A_j and log c_j and a learned constant, all tables over the n
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -51,7 +52,7 @@ class Guidance(nn.Module):
     """The AID module: called as the mean of a policy, (t, x, observation, D) -> v.
 
     Args:
-        resolution: side of the images.
+        resolution: side of the images, a multiple of 32.
         channels: colour channels.
         width: channels of the small network h.
         sigma_min: lowest positive noise level of the clock.
@@ -73,6 +74,9 @@ class Guidance(nn.Module):
         sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
+        coarsest = 2 ** (BANDS - 1)
+        if resolution % coarsest:
+            raise ValueError(f"resolution is {resolution}; expected a multiple of {coarsest}")
         self.config: dict[str, Any] = dict(
             resolution=resolution, channels=channels, width=width,
             sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data,
@@ -151,8 +155,6 @@ class PyramidCritic(nn.Module):
 
 def save_guidance(path: str | os.PathLike[str], guidance: Guidance, weights: dict[str, Tensor] | None = None) -> None:
     """Write a guidance module (optionally with averaged weights) atomically."""
-    import json
-
     tensors = {k: v.detach().cpu().contiguous() for k, v in (weights or guidance.state_dict()).items()}
     metadata = {
         "kind": "aid-guidance",
@@ -163,7 +165,9 @@ def save_guidance(path: str | os.PathLike[str], guidance: Guidance, weights: dic
     atomic_write(path, save(tensors, metadata=metadata))
 
 
-def load_guidance(name_or_path: str | os.PathLike[str] = DEFAULT_GUIDANCE, device: torch.device | str = "cpu") -> Guidance:
+def load_guidance(
+    name_or_path: str | os.PathLike[str] = DEFAULT_GUIDANCE, device: torch.device | str = "cpu"
+) -> Guidance:
     """Load a guidance module.
 
     Args:
@@ -173,8 +177,6 @@ def load_guidance(name_or_path: str | os.PathLike[str] = DEFAULT_GUIDANCE, devic
     Raises:
         InputError: if the file is missing, truncated, or not a guidance file.
     """
-    import json
-
     path = Path(name_or_path)
     if not path.suffix:
         path = asset(f"{name_or_path}.safetensors")
@@ -187,6 +189,8 @@ def load_guidance(name_or_path: str | os.PathLike[str] = DEFAULT_GUIDANCE, devic
         guidance = Guidance(**json.loads(metadata["config"]))
         guidance.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: weights do not fit the module they describe ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(
+            f"{path}: weights do not fit the module they describe ({' '.join(str(error).split())[:200]})"
+        ) from error
     guidance.backbone, guidance.facts = metadata.get("backbone", ""), json.loads(metadata.get("facts", "{}"))
     return guidance.eval().requires_grad_(False).to(device)

@@ -111,9 +111,11 @@ def _levels(kind: str, n: int, lo: float, hi: float, rho: float, beta: tuple[flo
     if kind == "iddpm":
         M, C_1, C_2 = 1000, 0.001, 0.008
         u = torch.zeros(M + 1, dtype=torch.float64)
-        alpha_bar = [math.sin(0.5 * math.pi * j / M / (C_2 + 1)) ** 2 for j in range(M + 1)]
+        # alpha-bar in float32, because that is what the published levels were computed with
+        alpha_bar = (0.5 * math.pi * torch.arange(M + 1, dtype=torch.float32) / M / (C_2 + 1)).sin() ** 2
+        ratio = (alpha_bar[:-1] / alpha_bar[1:]).clip(min=C_1)
         for j in range(M, 0, -1):
-            u[j - 1] = ((u[j] ** 2 + 1) / max(alpha_bar[j - 1] / alpha_bar[j], C_1) - 1).sqrt()
+            u[j - 1] = ((u[j] ** 2 + 1) / ratio[j - 1] - 1).sqrt()
         u = u[(u >= lo) & (u <= hi)]
         return u[((len(u) - 1) / (n - 1) * i).round().long()]
     return KarrasClock(lo, hi, rho).sigmas(n)[:-1]
@@ -153,7 +155,21 @@ def ablation_sampler(
 
     Returns:
         Samples (B, C, H, W) in float64.
+
+    Raises:
+        ValueError: for an unknown name, or fewer than two steps.
     """
+    allowed = {
+        "solver": (solver, ("euler", "heun")),
+        "discretization": (discretization, ("vp", "ve", "iddpm", "edm")),
+        "schedule": (schedule, ("vp", "ve", "linear")),
+        "scaling": (scaling, ("vp", "none")),
+    }
+    for option, (value, names) in allowed.items():
+        if value not in names:
+            raise ValueError(f"{option} is {value!r}; expected one of {', '.join(names)}")
+    if num_steps < 2:
+        raise ValueError(f"num_steps is {num_steps}; expected at least 2")
     eps = torch.tensor(epsilon_s, dtype=torch.float64)
     vp = _schedule("vp", 19.9, 0.1)[0]
     lows = {"vp": float(vp(eps)), "ve": 0.02, "iddpm": 0.002, "edm": 0.002}

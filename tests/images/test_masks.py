@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aid_control.errors import InputError
+from aid_control.images import masks
 from aid_control.images.masks import MASK_KINDS, check_mask, make_mask, read_mask
 
 SEEDS = st.integers(0, 2**31)
@@ -101,10 +102,17 @@ def test_random_pixels_have_no_preferred_place():
     assert (mean - 0.5).abs().max() < 5 * 0.5 / 400**0.5
 
 
-def test_freeform_hole_fraction_and_redrawing():
-    fractions = np.array([hole_fraction(make_mask("freeform", 64, seed)) for seed in range(150)])
-    assert fractions.min() > 0 and fractions.max() <= 0.5
-    assert 0.2 < fractions.mean() < 0.38 and fractions.std() > 0.05
+def test_freeform_hole_fraction_and_redrawing(monkeypatch):
+    def fractions():
+        return np.array([hole_fraction(make_mask("freeform", 64, seed)) for seed in range(450)])
+
+    kept = fractions()
+    assert kept.min() > 0 and kept.max() <= 0.5
+    assert 0.25 < kept.mean() < 0.35 and kept.std() > 0.05
+    monkeypatch.setattr(masks, "MAX_FREEFORM_HOLE", 1.0)
+    drawn = fractions()
+    assert (drawn > 0.5).any(), "no draw was refused: this test would not see a missing refusal"
+    assert ((drawn != kept) == (drawn > 0.5)).all()
 
 
 def test_freeform_is_the_majority_of_the_same_drawing_at_256():

@@ -27,8 +27,14 @@ def images(seed, shape=(3, 3, 24, 24), noise=0.3):
 
 def reference(a, b):
     return structural_similarity(
-        a.double().numpy(), b.double().numpy(), gaussian_weights=True, sigma=1.5,
-        use_sample_covariance=False, data_range=2, channel_axis=0, full=True,
+        a.double().numpy(),
+        b.double().numpy(),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=2,
+        channel_axis=0,
+        full=True,
     )
 
 
@@ -40,7 +46,9 @@ def test_psnr_of_a_constant_difference(gap, level):
 
 def test_psnr_matches_scikit_image_row_by_row():
     a, b = images(0)
-    expected = [peak_signal_noise_ratio(x.double().numpy(), y.double().numpy(), data_range=2) for x, y in zip(a, b, strict=True)]
+    expected = [
+        peak_signal_noise_ratio(x.double().numpy(), y.double().numpy(), data_range=2) for x, y in zip(a, b, strict=True)
+    ]
     assert psnr(a, b).tolist() == pytest.approx(expected, abs=1e-9)
 
 
@@ -67,7 +75,9 @@ def test_equal_images():
     assert torch.allclose(ssim_map(a, a), torch.ones(3, 24, 24, dtype=torch.float64), atol=1e-12)
 
 
-@given(st.integers(0, 10**6), st.sampled_from([1, 3]), st.sampled_from([(11, 11), (24, 17), (32, 32)]), st.floats(0.01, 1))
+@given(
+    st.integers(0, 10**6), st.sampled_from([1, 3]), st.sampled_from([(11, 11), (24, 17), (32, 32)]), st.floats(0.01, 1)
+)
 @settings(deadline=None, max_examples=25)
 def test_ssim_matches_scikit_image(seed, channels, side, noise):
     a, b = images(seed, (2, channels, *side), noise)

@@ -35,7 +35,9 @@ def fingerprint(net: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_backbone(name_or_path: str | os.PathLike[str] = DEFAULT_BACKBONE, device: torch.device | str = "cpu") -> Denoiser:
+def load_backbone(
+    name_or_path: str | os.PathLike[str] = DEFAULT_BACKBONE, device: torch.device | str = "cpu"
+) -> Denoiser:
     """Load a frozen denoiser.
 
     Args:
@@ -60,7 +62,7 @@ def load_backbone(name_or_path: str | os.PathLike[str] = DEFAULT_BACKBONE, devic
         cls = PRECONDITIONERS[metadata["precond"]]
         kwargs: dict[str, Any] = json.loads(metadata["kwargs"])
         net = cls(**kwargs)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(
             f"{path}: describes no EDM backbone ({error}); expected metadata 'precond' "
             f"({', '.join(PRECONDITIONERS)}) and 'kwargs'"
@@ -74,7 +76,9 @@ def load_backbone(name_or_path: str | os.PathLike[str] = DEFAULT_BACKBONE, devic
     return net.eval().requires_grad_(False).to(device)
 
 
-def save_backbone(path: str | os.PathLike[str], precond: str, kwargs: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def save_backbone(
+    path: str | os.PathLike[str], precond: str, kwargs: dict[str, Any], weights: dict[str, Tensor]
+) -> None:
     """Write a backbone file that :func:`load_backbone` reads, atomically.
 
     Args:

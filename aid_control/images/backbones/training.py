@@ -22,9 +22,7 @@ from .precond import Denoiser
 __all__ = ["BackboneTrainer", "edm_loss", "validate"]
 
 
-def edm_loss(
-    net: Denoiser, images: Tensor, log_sigma: Tensor, noise: Tensor, sigma_data: float = 0.5
-) -> Tensor:
+def edm_loss(net: Denoiser, images: Tensor, log_sigma: Tensor, noise: Tensor, sigma_data: float = 0.5) -> Tensor:
     """Weighted denoising error a image, (B,).
 
     Args:
@@ -41,7 +39,9 @@ def edm_loss(
 
 
 @torch.no_grad()
-def validate(net: Denoiser, images: Tensor, P_mean: float = -1.2, P_std: float = 1.2, seed: int = 0, batch: int = 32) -> dict[str, float]:
+def validate(
+    net: Denoiser, images: Tensor, P_mean: float = -1.2, P_std: float = 1.2, seed: int = 0, batch: int = 32
+) -> dict[str, float]:
     """Mean squared denoising error at fixed noise levels, and the EDM loss, with fixed noise.
 
     Args:
@@ -58,11 +58,11 @@ def validate(net: Denoiser, images: Tensor, P_mean: float = -1.2, P_std: float =
     for sigma in (0.05, 0.2, 0.5, 1.0, 3.0, 10.0):
         errors = [
             (net(x + sigma * n, sigma) - x).square().mean(dim=(1, 2, 3))
-            for x, n in zip(images.split(batch), noise.split(batch), strict=True)
+            for x, n in zip(torch.split(images, batch), torch.split(noise, batch), strict=True)
         ]
         out[f"mse_sigma_{sigma:g}"] = float(torch.cat(errors).mean())
     log_sigma = P_mean + P_std * torch.randn(len(images), generator=gen)
-    parts = zip(images.split(batch), log_sigma.split(batch), noise.split(batch), strict=True)
+    parts = zip(torch.split(images, batch), torch.split(log_sigma, batch), torch.split(noise, batch), strict=True)
     out["edm_loss"] = float(torch.cat([edm_loss(net, *part) for part in parts]).mean())
     return out
 

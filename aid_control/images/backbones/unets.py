@@ -20,6 +20,11 @@ from .layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, Positiona
 __all__ = ["DhariwalUNet", "SongUNet"]
 
 
+def _width(layer: nn.Module) -> int:
+    assert isinstance(layer, Conv2d | UNetBlock)
+    return layer.out_channels
+
+
 def _drop_labels(labels: Tensor, p: float, training: bool) -> Tensor:
     """Zero whole label rows with probability p while training (classifier-free guidance)."""
     if training and p:
@@ -115,7 +120,7 @@ class SongUNet(nn.Module):
                 cin, width = width, model_channels * mult
                 self.enc[f"{name}_block{i}"] = UNetBlock(cin, width, attention=res in attn_resolutions, **block)
 
-        skips = [layer.out_channels for name, layer in self.enc.items() if "aux" not in name]
+        skips = [_width(layer) for name, layer in self.enc.items() if "aux" not in name]
         self.dec = nn.ModuleDict()
         for level, mult in reversed(list(enumerate(channel_mult))):
             res = img_resolution >> level
@@ -126,7 +131,7 @@ class SongUNet(nn.Module):
             else:
                 self.dec[f"{name}_up"] = UNetBlock(width, width, up=True, **block)
             for i in range(num_blocks + 1):
-                cin, width = width + int(skips.pop()), model_channels * mult
+                cin, width = width + skips.pop(), model_channels * mult
                 attention = i == num_blocks and res in attn_resolutions
                 self.dec[f"{name}_block{i}"] = UNetBlock(cin, width, attention=attention, **block)
             if decoder_type == "skip" or level == 0:
@@ -243,7 +248,7 @@ class DhariwalUNet(nn.Module):
                 cin, width = width, model_channels * mult
                 self.enc[f"{name}_block{i}"] = UNetBlock(cin, width, attention=res in attn_resolutions, **block)
 
-        skips = [layer.out_channels for layer in self.enc.values()]
+        skips = [_width(layer) for layer in self.enc.values()]
         self.dec = nn.ModuleDict()
         for level, mult in reversed(list(enumerate(channel_mult))):
             res = img_resolution >> level
@@ -254,7 +259,7 @@ class DhariwalUNet(nn.Module):
             else:
                 self.dec[f"{name}_up"] = UNetBlock(width, width, up=True, **block)
             for i in range(num_blocks + 1):
-                cin, width = width + int(skips.pop()), model_channels * mult
+                cin, width = width + skips.pop(), model_channels * mult
                 self.dec[f"{name}_block{i}"] = UNetBlock(cin, width, attention=res in attn_resolutions, **block)
         self.out_norm = GroupNorm(width)
         self.out_conv = Conv2d(width, out_channels, 3, init=init_zero)

@@ -1,0 +1,5 @@
+"""Linear-quadratic problems whose answers are known in closed form."""
+
+from .toy import AIDToy
+
+__all__ = ["AIDToy"]

@@ -1,0 +1,73 @@
+r"""The AID toy: the smallest problem with everything in it, solved by hand.
+
+.. math::
+    \dot x = -a x + u, \qquad J = \tfrac{\beta}{2}\int_0^T |u|^2 dt + \tfrac12 |x_T - c|^2, \qquad x, u, c \in R^d .
+
+With :math:`G(t) = (1 - e^{-2a(T-t)})/(2a)` (and T - t for a = 0) and :math:`F = e^{-a(T-t)} x`, the end of the
+uncontrolled flow,
+
+.. math::
+    V(t, x) = \frac{|F - c|^2}{2\,(1 + G/\beta)}, \qquad u^*(t, x) = -\frac{e^{-a(T-t)}(F - c)}{\beta + G} .
+
+Putting V into :math:`V_t - a x \cdot V_x - |V_x|^2/(2\beta) = 0` gives zero, and V(T, x) is the terminal cost.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..problem import ControlProblem
+
+__all__ = ["AIDToy"]
+
+
+class AIDToy(ControlProblem):
+    """The toy problem; the context is the goal c (B, d), which is also the terminal cost's target.
+
+    Args:
+        a: decay rate of the frozen drift.
+        beta: weight of the control cost.
+        horizon: T.
+        noise: constant diffusion (0 = deterministic); the optimal control does not depend on it.
+    """
+
+    def __init__(self, a: float = 1.0, beta: float = 0.5, horizon: float = 1.0, noise: float = 0.0) -> None:
+        self.a, self.beta, self.horizon, self.noise = a, beta, horizon, noise
+
+    def drift(self, t: Tensor, x: Tensor, context: Any, probe: Any) -> Tensor:
+        return -self.a * x
+
+    def control_weight(self, t: Tensor) -> float:
+        return self.beta
+
+    def terminal_cost(self, x: Tensor, target: Tensor) -> Tensor:
+        return 0.5 * (x - target).square().flatten(1).sum(1)
+
+    def diffusion(self, t: Tensor, x: Tensor) -> Tensor | None:
+        return torch.full_like(x, self.noise) if self.noise else None
+
+    def _decay_and_reach(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        left = self.horizon - torch.as_tensor(t)
+        decay = torch.exp(-self.a * left)
+        reach = (1 - decay**2) / (2 * self.a) if self.a else left
+        return decay, reach
+
+    def value(self, t: Tensor | float, x: Tensor, goal: Tensor) -> Tensor:
+        """V(t, x), (B,), of the deterministic problem."""
+        decay, reach = self._decay_and_reach(t)
+        return 0.5 * (decay * x - goal).square().flatten(1).sum(1) / (1 + reach / self.beta)
+
+    def optimal_control(self, t: Tensor | float, x: Tensor, goal: Tensor) -> Tensor:
+        """u*(t, x), (B, d)."""
+        decay, reach = self._decay_and_reach(t)
+        return -decay * (decay * x - goal) / (self.beta + reach)
+
+    def exploratory_value(self, t: Tensor | float, x: Tensor, goal: Tensor, tau: float) -> Tensor:
+        """V^tau(t, x) of the entropy-regularised problem: V minus tau/2 (T - t) log((2 pi tau)^d / beta^d)."""
+        left = self.horizon - torch.as_tensor(t)
+        shift = 0.5 * tau * left * x[0].numel() * math.log(2 * math.pi * tau / self.beta)
+        return self.value(t, x, goal) - shift

@@ -1,0 +1,155 @@
+"""The programs as a person runs them: exit codes, one-sentence errors, kills and restarts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aid_control.checkpoint import load_state
+from aid_control.images.backbones.registry import asset
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def run(script, *options, cwd):
+    command = [sys.executable, str(ROOT / "examples" / script), *options]
+    return subprocess.run(command, env=ENV, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.array(image).reshape(64, 64, -1)
+
+
+def test_inpaint_bundled_images(tmp_path):
+    done = run("inpaint_ffhq.py", "steps=2", "n=2", "batch=1", "threads=1", "out=o", "mask=freeform", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "AID" in done.stdout and "hole PSNR" in done.stdout
+    report = json.loads((tmp_path / "o/metrics.json").read_text())
+    assert set(report["methods"]) == {"pretrained", "replacement", "aid"} and report["images"] == 2
+    assert report["methods"]["aid"]["nfe"] == 3
+    with Image.open(tmp_path / "o/grid.png") as grid:
+        assert grid.width > 500
+    # known pixels of every PNG equal the input
+    for folder in ("aid", "pretrained", "replacement"):
+        for file in sorted((tmp_path / "o" / folder).iterdir()):
+            result, original, mask = (
+                pixels(tmp_path / "o" / name / file.name) for name in (folder, "original", "mask")
+            )
+            assert ((result == original) | (mask == 0)).all() and (result != original).any()
+
+
+def test_one_image_and_one_mask(tmp_path):
+    Image.open(asset("faces/astronaut.png")).save(tmp_path / "me.png")
+    mask = Image.new("L", (64, 64), 255)
+    mask.paste(0, (20, 20, 40, 40))
+    mask.save(tmp_path / "hole.png")
+    options = ("image=me.png", "mask=hole.png", "steps=1", "out=o", "threads=1", "solver=euler")
+    done = run("inpaint_ffhq.py", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "o/metrics.json").read_text())
+    assert report["hole_fraction"] == pytest.approx(400 / 4096)
+    assert report["methods"]["aid"]["psnr_hole"]["ci95"] is None  # one image has no interval
+
+
+def bad_inputs(tmp_path):
+    Image.new("RGB", (32, 64)).save(tmp_path / "small.png")
+    Image.new("L", (64, 64), 128).save(tmp_path / "grey.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "known.png")
+    Image.new("L", (32, 32), 0).save(tmp_path / "other.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no image")
+    whole = asset("aid-faces64-mini.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:5000])
+    from aid_control.images.guidance import Guidance, save_guidance
+
+    foreign = Guidance(64)
+    foreign.backbone = "0123456789abcdef"
+    save_guidance(tmp_path / "foreign.safetensors", foreign)
+    return {
+        "image=small.png": "small.png",
+        "image=text.png": "text.png",
+        "image=none.png": "none.png",
+        "data=empty": "empty",
+        "mask=grey.png": "grey.png",
+        "mask=known.png": "known",
+        "mask=other.png": "other.png",
+        "mask=no-such-kind": "no-such-kind",
+        "guidance=cut.safetensors": "cut.safetensors",
+        "guidance=none.safetensors": "none.safetensors",
+        "guidance=foreign.safetensors": "0123456789abcdef",
+        "backbone=cut.safetensors": "cut.safetensors",
+        "solver=rk45": "rk45",
+        "steps=0": "steps",
+        "n=0": "n is 0",
+        "batch=0": "batch",
+        "device=nowhere": "nowhere",
+        "no_such_option=1": "no_such_option",
+    }
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
+    failures = []
+    for option, word in bad_inputs(tmp_path).items():
+        done = run(
+            "inpaint_ffhq.py", option, "out=o", "n=1" if option != "n=0" else "seed=0", "threads=1", cwd=tmp_path
+        )
+        errors = done.stderr.strip().splitlines()
+        if done.returncode != 2 or word not in done.stderr or "Traceback" in done.stderr or len(errors) != 1:
+            failures.append((option, done.returncode, done.stderr[-300:]))
+        if (tmp_path / "o").exists():
+            failures.append((option, "left output behind"))
+    assert not failures, failures
+
+
+TRAIN = (
+    "limit=16", "encoder_iterations=6", "encoder_batch=2", "iterations=4", "batch=1", "steps=3", "updates=1", "every=1",
+)  # fmt: skip
+
+
+def test_killed_guidance_training_ends_with_the_same_weights(tmp_path):
+    """SIGKILL in either phase, restart: bit-equal to the uninterrupted run."""
+    data = f"data={asset('faces')}"
+    done = run("train_guidance.py", data, "out=whole", *TRAIN, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, str(ROOT / "examples/train_guidance.py"), data, "out=cut", *TRAIN]
+    kills = 0
+    for phase, iteration in (("encoder", 2), ("guidance", 1)):
+        process = subprocess.Popen(command, env=ENV, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        checkpoint, deadline = tmp_path / "cut/checkpoint.safetensors", time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if checkpoint.exists():
+                state = load_state(checkpoint)
+                if state["phase"] == phase and state["trainer"]["iteration"] >= iteration:
+                    break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 1, "the run ended before it could be killed"
+    done = run("train_guidance.py", data, "out=cut", *TRAIN, cwd=tmp_path)
+    assert done.returncode == 0 and "continuing" in done.stdout, done.stderr
+    whole, cut = (load_state(tmp_path / name / "checkpoint.safetensors")["trainer"] for name in ("whole", "cut"))
+    assert whole["iteration"] == cut["iteration"] == 4
+    for part in ("actor", "critic", "average"):
+        assert all(torch.equal(v, cut[part][k]) for k, v in whole[part].items()), part
+
+
+def test_backbone_training_continues_a_torch_state(tmp_path, shared):
+    """The published training state: same images seen, lower loss than from scratch, checkpoint goes on."""
+    state = shared / "models/edm-faces64-mini.train.pt"
+    options = (f"data={asset('faces')}", f"resume={state}", "kimg=122.2", "batch=4", "every=1000", "out=b")
+    done = run("train_backbone.py", *options, cwd=tmp_path)
+    assert done.returncode == 0 and "at 122192 images" in done.stdout, done.stderr
+    facts = json.loads((tmp_path / "b/backbone.json").read_text())
+    assert facts["images_seen"] == 122200
+    again = run("train_backbone.py", *options, "kimg=122.204", cwd=tmp_path)
+    assert again.returncode == 0 and "at 122200 images" in again.stdout, again.stderr
