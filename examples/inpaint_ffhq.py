@@ -124,8 +124,9 @@ def main(cfg: Any) -> None:
         torch.zeros(1, device=cfg.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {cfg.device}: not usable here ({str(error).splitlines()[0]})") from error
-    if cfg.batch < 1:
-        raise InputError(f"batch is {cfg.batch}; expected at least 1")
+    for option in ("batch", "steps"):
+        if cfg[option] < 1:
+            raise InputError(f"{option} is {cfg[option]}; expected at least 1")
     backbone = load_backbone(cfg.backbone, cfg.device)
     guidance = load_guidance(cfg.guidance, cfg.device)
     x, masks, names = read_inputs(cfg, backbone.img_resolution, backbone.img_channels)

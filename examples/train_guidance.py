@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from aid_control.checkpoint import load_state, save_state
 from aid_control.errors import InputError
-from aid_control.images import load_backbone
+from aid_control.images import load_backbone, load_guidance
 from aid_control.images.data import ImageSource, to_float
 from aid_control.images.guidance import Guidance, PyramidCritic, save_guidance
 from aid_control.images.problem import GuidanceProblem, Observation
@@ -91,9 +91,15 @@ def main(cfg: Any) -> None:
         guidance.facts = {
             "data": Path(cfg.data).name, "images": len(images), "mask": cfg.mask, "beta": cfg.beta, "cost": cfg.cost,
             "estimator": cfg.estimator, "phase": phase, "iteration": trainer.iteration, "seed": cfg.seed,
+            "encoder": cfg.encoder and Path(cfg.encoder).name,
             "encoder_iterations": cfg.encoder_iterations, "encoder_batch": cfg.encoder_batch, "batch": cfg.batch,
         }  # fmt: skip
         save_guidance(out / "guidance.safetensors", guidance, trainer.average)
+
+    if cfg.encoder and not checkpoint.is_file():
+        guidance.encoder.load_state_dict(load_guidance(cfg.encoder).encoder.state_dict())
+        trainers["guidance"].average = {k: v.clone() for k, v in guidance.state_dict().items()}
+        phase = "guidance"
 
     log, start = Log(out / "tb"), time.monotonic()
     for name in PHASES[PHASES.index(phase) :]:
