@@ -73,6 +73,7 @@ def main(cfg: Any) -> None:
         ),
         "guidance": ActorCritic(problem, guidance, critic, critic_lr=cfg.critic_lr, value_scale=0.1, **phase_two),
     }
+    rates = {"encoder": (0.0, cfg.encoder_lr), "guidance": (cfg.actor_lr, cfg.critic_lr)}  # actor, critic
     totals = {"encoder": cfg.encoder_iterations, "guidance": cfg.iterations}
 
     checkpoint = out / "checkpoint.safetensors"
@@ -112,9 +113,9 @@ def main(cfg: Any) -> None:
                     save()
                     return
                 i = trainer.iteration
+                for optimizer, lr in zip(trainer.optimizers.values(), rates[phase], strict=True):
+                    optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * i / totals[phase])
                 if phase == "encoder":
-                    progress = i / max(totals[phase], 1)
-                    trainer.optimizers["critic"].param_groups[0]["lr"] = cfg.encoder_lr * (1 - 0.9 * progress)
                     x0, mask = data.clean_and_mask(cfg.encoder_batch, i)
                     loss = trainer.fit_terminal(x0, Observation(x0 * mask, mask), x0)
                     scalars = {"encoder/loss": loss}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Clock", "KarrasClock", "LogClock"]
+__all__ = ["Clock", "KarrasClock", "LogClock", "within"]
 
 
 class Clock:
@@ -83,6 +83,11 @@ class KarrasClock(Clock):
     def level(self, s: Tensor) -> Tensor:
         lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (hi + s * (lo - hi)) ** self.rho
+
+
+def within(sigma_min: float, sigma_max: float, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> KarrasClock:
+    """EDM's clock on [low, high], cut to the range [sigma_min, sigma_max] a network was trained for."""
+    return KarrasClock(max(low, sigma_min), min(high, sigma_max), rho)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ..noise import per_image_normal
 from ..policy import GaussianPolicy, ZeroMean
 from ..rollout import Solver, rollout
 from .backbones.precond import Denoiser
-from .clock import Clock, KarrasClock
+from .clock import Clock, within
 from .guidance import Guidance
 from .masks import check_mask
 from .problem import GuidanceProblem, Observation, levels_of
@@ -94,7 +94,7 @@ def inpaint(
             f"guidance was trained for backbone {guidance.backbone}, this one is "
             f"{backbone.fingerprint or 'unnamed'}; expected guidance trained for this backbone"
         )
-    clock = clock or KarrasClock(max(0.002, backbone.sigma_min), min(80.0, backbone.sigma_max))
+    clock = clock or within(backbone.sigma_min, backbone.sigma_max)
     problem = GuidanceProblem(backbone, clock)
     y = torch.where(mask.bool(), y, 0.0)
     noise = starting_noise(backbone, range(len(y)) if seeds is None else seeds, len(y), y.device)

@@ -58,7 +58,7 @@ class GuidanceProblem(ControlProblem):
 
     singular_end = True
 
-    def __init__(self, backbone: Denoiser, clock: Clock | None = None, beta: float = 0.3, cost: str = "levels") -> None:
+    def __init__(self, backbone: Denoiser, clock: Clock | None = None, beta: float = 3.0, cost: str = "levels") -> None:
         if cost not in ("levels", "drift"):
             raise ValueError(f"cost is {cost!r}; expected levels or drift")
         self.backbone, self.clock, self.beta, self.cost = backbone, clock or KarrasClock(), beta, cost

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .backbones.precond import Denoiser
-from .clock import KarrasClock
+from .clock import KarrasClock, within
 
 __all__ = ["ablation_sampler", "edm_sampler"]
 
@@ -67,7 +67,7 @@ def edm_sampler(
     Returns:
         Samples (B, C, H, W) in float64.
     """
-    clock = KarrasClock(max(sigma_min, net.sigma_min), min(sigma_max, net.sigma_max), rho)
+    clock = within(net.sigma_min, net.sigma_max, sigma_min, sigma_max, rho)
     steps = clock.sigmas(num_steps, rounding=net.round_sigma).to(latents.device)
     x = latents.double() * steps[0]
     for i, (s, s_next) in enumerate(zip(steps[:-1], steps[1:], strict=True)):

@@ -16,7 +16,7 @@ from ...noise import per_image_normal
 from ...policy import GaussianPolicy, ZeroMean
 from ...rollout import Solver, rollout
 from ..backbones.precond import Denoiser
-from ..clock import Clock, KarrasClock
+from ..clock import Clock, within
 from ..inpaint import check_images, starting_noise
 from ..problem import GuidanceProblem, Observation, levels_of
 
@@ -37,7 +37,7 @@ def replacement(
 ) -> Tensor:
     """Inpaint by replacement; arguments and result as :func:`aid_control.images.inpaint`, without guidance."""
     check_images(backbone, y, mask)
-    clock = clock or KarrasClock(max(0.002, backbone.sigma_min), min(80.0, backbone.sigma_max))
+    clock = clock or within(backbone.sigma_min, backbone.sigma_max)
     problem, policy = GuidanceProblem(backbone, clock), GaussianPolicy(ZeroMean())
     seeds = range(len(y)) if seeds is None else seeds
     y = torch.where(mask.bool(), y, 0.0)
