@@ -130,3 +130,28 @@ def test_overwrite_is_whole(tmp_path: Path):
     atomic_write(path, b"a long first version")
     atomic_write(path, b"short")
     assert path.read_bytes() == b"short"
+
+
+def test_a_reader_beside_a_writer_sees_whole_states(tmp_path):
+    """States of changing size are renamed over one file while it is read: every read is one of them, whole."""
+    import threading
+
+    path = tmp_path / "state.safetensors"
+    states = [{"n": n, "x": torch.full((n,), float(n))} for n in (10, 10_000, 300)]
+    save_state(path, states[0])
+    stop = threading.Event()
+
+    def write():
+        while not stop.is_set():
+            for state in states:
+                save_state(path, state)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            state = load_state(path)
+            assert torch.equal(state["x"], torch.full((state["n"],), float(state["n"])))
+    finally:
+        stop.set()
+        writer.join()
