@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,26 +135,31 @@ def test_overwrite_is_whole(tmp_path: Path):
     assert path.read_bytes() == b"short"
 
 
+WRITER = """
+import sys, torch
+from aid_control.checkpoint import save_state
+while True:
+    for n in (10, 10_000, 300):
+        save_state(sys.argv[1], {"n": n, "x": torch.full((n,), float(n))})
+"""
+
+
 def test_a_reader_beside_a_writer_sees_whole_states(tmp_path):
-    """States of changing size are renamed over one file while it is read: every read is one of them, whole."""
-    import threading
+    """States of changing size are renamed over one file while it is read: every read is one of them, whole.
 
+    With a reader that opens the file twice about one read in a hundred fails.
+    """
     path = tmp_path / "state.safetensors"
-    states = [{"n": n, "x": torch.full((n,), float(n))} for n in (10, 10_000, 300)]
-    save_state(path, states[0])
-    stop = threading.Event()
-
-    def write():
-        while not stop.is_set():
-            for state in states:
-                save_state(path, state)
-
-    writer = threading.Thread(target=write)
-    writer.start()
+    save_state(path, {"n": 1, "x": torch.ones(1)})
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+    sizes = set()
     try:
-        for _ in range(300):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (len(sizes) < 4 or time.monotonic() < deadline - 55):
             state = load_state(path)
             assert torch.equal(state["x"], torch.full((state["n"],), float(state["n"])))
+            sizes.add(state["n"])
     finally:
-        stop.set()
-        writer.join()
+        writer.kill()
+        writer.wait()
+    assert sizes == {1, 10, 300, 10_000}
