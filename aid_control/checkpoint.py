@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["atomic_write", "load_state", "load_tensors", "save_state"]
+__all__ = ["atomic_write", "load_state", "load_tensors", "save_state", "save_tensors"]
 
 _TENSOR = "__tensor__"
 
@@ -80,7 +80,13 @@ def save_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _split(state, "", tensors)
-    atomic_write(path, save(tensors, metadata={"state": json.dumps(skeleton)}))
+    save_tensors(path, tensors, {"state": json.dumps(skeleton)})
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically; the inverse of :func:`load_tensors`."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    atomic_write(path, save(plain, metadata=metadata))
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -62,11 +62,10 @@ def run(name: str, method: Callable[..., Tensor], x: Tensor, masks: Tensor, cfg:
             seeds = [cfg.seed + j for j in range(i, i + len(y))]
             size = len(y)
             result = method(
-                y=y * mask, mask=mask, steps=cfg.steps, solver=cfg.solver, seeds=seeds,
+                y=y, mask=mask, steps=cfg.steps, solver=cfg.solver, seeds=seeds,
                 callback=lambda k, x, size=size: bar.update(size),
             )  # fmt: skip
-            # the known pixels of the input itself, bit for bit
-            out.append(torch.where(mask.bool(), y, result).cpu())
+            out.append(result.cpu())
     return torch.cat(out), (time.perf_counter() - start) / len(x)
 
 
@@ -95,11 +94,10 @@ def picture(x: Tensor, masks: Tensor, results: dict[str, Tensor], rows: int) -> 
     import matplotlib.pyplot as plt
 
     n = min(rows, len(x))
-    grey = masks * x + (1 - masks) * 0.0
     error = (results["aid"] - x).abs().mean(1, keepdim=True).clip(0, 1).expand_as(x) * 2 - 1
     columns = {
         "original": x,
-        "masked (grey = hole)": grey,
+        "masked (grey = hole)": masks * x,
         "pretrained flow, pasted": results["pretrained"],
         "AID": results["aid"],
         "|AID - original|": error,

@@ -27,17 +27,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import atomic_write, load_tensors
+from ..checkpoint import load_tensors, save_tensors
 from ..errors import InputError
-from .backbones.registry import asset
+from .backbones.registry import weights_file
 from .clock import Clock, KarrasClock
 from .encoder import ContextEncoder
 from .problem import Observation
@@ -155,14 +153,13 @@ class PyramidCritic(nn.Module):
 
 def save_guidance(path: str | os.PathLike[str], guidance: Guidance, weights: dict[str, Tensor] | None = None) -> None:
     """Write a guidance module (optionally with averaged weights) atomically."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in (weights or guidance.state_dict()).items()}
     metadata = {
         "kind": "aid-guidance",
         "config": json.dumps(guidance.config),
         "backbone": guidance.backbone,
         "facts": json.dumps(guidance.facts),
     }
-    atomic_write(path, save(tensors, metadata=metadata))
+    save_tensors(path, weights or guidance.state_dict(), metadata)
 
 
 def load_guidance(
@@ -177,11 +174,7 @@ def load_guidance(
     Raises:
         InputError: if the file is missing, truncated, or not a guidance file.
     """
-    path = Path(name_or_path)
-    if not path.suffix:
-        path = asset(f"{name_or_path}.safetensors")
-        if not path.is_file():
-            raise InputError(f"{name_or_path}: no such guidance; expected {DEFAULT_GUIDANCE} or a .safetensors file")
+    path = weights_file(name_or_path, "guidance", DEFAULT_GUIDANCE)
     tensors, metadata = load_tensors(path)
     if metadata.get("kind") != "aid-guidance":
         raise InputError(f"{path}: not a guidance file; expected one written by examples/train_guidance.py")

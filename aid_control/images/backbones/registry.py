@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoint import atomic_write, load_tensors
+from ...checkpoint import load_tensors, save_tensors
 from ...errors import InputError
 from .precond import PRECONDITIONERS, Denoiser
 
-__all__ = ["DEFAULT_BACKBONE", "asset", "fingerprint", "load_backbone", "save_backbone"]
+__all__ = ["DEFAULT_BACKBONE", "asset", "fingerprint", "load_backbone", "save_backbone", "weights_file"]
 
 DEFAULT_BACKBONE = "edm-faces64-mini"
 
@@ -24,6 +24,21 @@ DEFAULT_BACKBONE = "edm-faces64-mini"
 def asset(name: str) -> Path:
     """Path of a file shipped with :mod:`aid_control.images`."""
     return Path(str(resources.files("aid_control.images") / "assets" / name))
+
+
+def weights_file(name_or_path: str | os.PathLike[str], kind: str, example: str) -> Path:
+    """The file behind a shipped name (no suffix) or a path.
+
+    Raises:
+        InputError: for a name that is not shipped; a path is not looked at.
+    """
+    path = Path(name_or_path)
+    if path.suffix:
+        return path
+    path = asset(f"{name_or_path}.safetensors")
+    if not path.is_file():
+        raise InputError(f"{name_or_path}: no such {kind}; expected {example} or a .safetensors file")
+    return path
 
 
 def fingerprint(net: torch.nn.Module) -> str:
@@ -52,11 +67,7 @@ def load_backbone(
     Raises:
         InputError: if the file is missing, truncated, or not a backbone.
     """
-    path = Path(name_or_path)
-    if not path.suffix:
-        path = asset(f"{name_or_path}.safetensors")
-        if not path.is_file():
-            raise InputError(f"{name_or_path}: no such backbone; expected {DEFAULT_BACKBONE} or a .safetensors file")
+    path = weights_file(name_or_path, "backbone", DEFAULT_BACKBONE)
     tensors, metadata = load_tensors(path)
     try:
         cls = PRECONDITIONERS[metadata["precond"]]
@@ -87,7 +98,4 @@ def save_backbone(
         kwargs: its constructor's arguments.
         weights: its state dict.
     """
-    from safetensors.torch import save
-
-    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    atomic_write(path, save(tensors, metadata={"precond": precond, "kwargs": json.dumps(kwargs)}))
+    save_tensors(path, weights, {"precond": precond, "kwargs": json.dumps(kwargs)})
