@@ -1,25 +1,32 @@
 r"""The control problem, a minimisation, as the user writes it down.
 
 .. math::
-    \dot X = b(t, X; \xi) + \beta_t\, u \;(+\; \sigma(t, X)\, dW), \qquad
-    J = E\Big[\int_0^T f(t, X) + \tfrac12 R_t |u|^2 \, dt + \Psi(X_T)\Big].
+    dX = \big(b(t, X; \xi) + B(t, X)\, u\big) dt + \sigma(t, X, u)\, dW, \qquad
+    J = E\Big[\int_0^T e^{-\rho t} \big( f(t, X) + c(t, X, u) \big) dt + e^{-\rho T}\, \Psi(X_T)\Big],
 
-The state is any tensor (B, ...); :math:`|u|^2` and inner products sum over all but the batch dimension, so
-the layer knows neither vectors nor images.  :math:`\xi` is the context a policy may see.  The terminal cost
-may use a ``target`` that the policy must not see (for guidance: the clean image).
+with the control cost :math:`c = \tfrac12 R_t |u|^2` unless a problem says otherwise.  The state is any tensor
+(B, ...); :math:`|u|^2` and inner products sum over all but the batch dimension, so the layer knows neither
+vectors nor images.  :math:`\xi` is the context a policy may see.  The terminal cost may use a ``target`` that
+the policy must not see (for guidance: the clean image).
 
 A frozen system may be expensive to ask (a network).  What it answers at (t, x) is its *probe* D: it is
 computed once a step, kept in the trajectory, and handed to drift, policy and critic.
+
+A problem with a scalar gain and a scalar weight overrides :meth:`~ControlProblem.gain` and
+:meth:`~ControlProblem.control_weight`; one with matrices overrides :meth:`~ControlProblem.push`,
+:meth:`~ControlProblem.pull` and :meth:`~ControlProblem.control_cost`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["ControlProblem", "inner"]
+__all__ = ["ControlProblem", "NoiseKind", "inner"]
+
+NoiseKind = Literal["none", "diagonal", "columns"]
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -28,14 +35,19 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 class ControlProblem:
-    """Base class; override what differs from "no drift, no running cost, unit gain, unit weight".
+    """Base class; override what differs from "no drift, no running cost, no noise, unit gain, unit weight".
 
     Attributes:
         horizon: T.
+        discount: rho >= 0.
+        noise: what :meth:`diffusion` returns: ``"none"``; ``"diagonal"``, a tensor like x; or ``"columns"``,
+            (B, d, n) for flat states (B, d) and an n-dimensional Brownian motion.
         singular_end: the drift is not defined at T, so that Heun takes its last step by Euler.
     """
 
     horizon: float = 1.0
+    discount: float = 0.0
+    noise: NoiseKind = "none"
     singular_end: bool = False
 
     def probe(self, t: Tensor, x: Tensor, context: Any) -> Any:
@@ -50,20 +62,76 @@ class ControlProblem:
         """The scalar in front of the control, at a scalar time."""
         return 1.0
 
+    def push(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        """B(t, x) u, like x."""
+        return self.gain(t) * u
+
+    def pull(self, t: Tensor, x: Tensor, p: Tensor) -> Tensor:
+        """B(t, x)' p, like u, of a costate p like x."""
+        return self.gain(t) * p
+
+    def velocity(self, t: Tensor, x: Tensor, u: Tensor, context: Any, probe: Any) -> Tensor:
+        """b + B u, like x."""
+        return self.drift(t, x, context, probe) + self.push(t, x, u)
+
     def control_weight(self, t: Tensor) -> Tensor | float:
         """R_t > 0, at a scalar time."""
         return 1.0
+
+    def control_cost(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        """c(t, x, u), (B,); at most quadratic in u."""
+        return 0.5 * self.control_weight(t) * inner(u, u)
+
+    def exploration_cost(self, t: Tensor, covariance: Tensor, dim: int) -> Tensor:
+        r"""What a Gaussian spread adds to the expected control cost, :math:`\tfrac12 tr(R \Sigma)`.
+
+        Args:
+            t: scalar time.
+            covariance: a scalar v (Sigma = v I), or (m, m).
+            dim: m, the number of control coordinates.
+        """
+        trace = covariance * dim if covariance.dim() == 0 else covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return 0.5 * self.control_weight(t) * trace
 
     def running_cost(self, t: Tensor, x: Tensor, context: Any) -> Tensor | float:
         """f(t, x), (B,)."""
         return 0.0
 
+    def stage_cost(self, t: Tensor, x: Tensor, u: Tensor, context: Any) -> Tensor:
+        """f + c, (B,)."""
+        return self.control_cost(t, x, u) + self.running_cost(t, x, context)
+
     def terminal_cost(self, x: Tensor, target: Any) -> Tensor:
         """Psi(x), (B,)."""
         raise NotImplementedError  # pragma: no cover - abstract
 
-    def diffusion(self, t: Tensor, x: Tensor) -> Tensor | None:
-        """Diagonal sigma(t, x) like x, or ``None`` for a deterministic system."""
+    def diffusion(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor | None:
+        """sigma(t, x, u) in the layout that :attr:`noise` names, affine in u; ``None`` for ``"none"``."""
+        return None
+
+    def noise_dim(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of one path's Brownian motion; override it where :attr:`noise` is ``"columns"``."""
+        return tuple(x.shape[1:])
+
+    def diffuse(self, t: Tensor, x: Tensor, u: Tensor, dw: Tensor) -> Tensor:
+        """sigma(t, x, u) dW, like x, of increments (B, \\*noise_dim)."""
+        sigma = self.diffusion(t, x, u)
+        assert sigma is not None, "noise is 'none'"
+        if self.noise == "diagonal":
+            return sigma * dw
+        return torch.einsum("bdn,bn->bd", sigma, dw)
+
+    def exploration_columns(self, t: Tensor, x: Tensor, factor: Tensor) -> Tensor | None:
+        r"""Columns (B, d, n') that sampling adds to the averaged diffusion, or ``None``.
+
+        With :math:`\sigma_j = \dots + D_j u` and :math:`\Sigma = F F'` the relaxed coefficient
+        :math:`\tilde\sigma\tilde\sigma' = \int \sigma\sigma' d\pi` has the extra columns :math:`D_j F`.
+
+        Args:
+            t: scalar time.
+            x: states.
+            factor: F, a scalar or (m, m).
+        """
         return None
 
     def policy_variance(self, t: Tensor, temperature: float, dim: int) -> Tensor | float:

@@ -1,37 +1,38 @@
 r"""Running a policy through a problem on a grid of times.
 
-The action is held over each step [t_k, t_{k+1}] (that *is* a policy in discrete time), the drift is
-integrated by Euler or Heun, and diffusing problems go through torchsde step by step on one Brownian path.
+The action is held over each step [t_k, t_{k+1}] (that *is* a policy in discrete time), and the state moves by
+one scheme of :mod:`.schemes` on pre-sampled Brownian increments, or by torchsde on the same or its own paths.
 
 Execution modes:
 
 ``mean``
     the action is the policy's mean and costs what it costs: the deterministic, deployed control;
 ``averaged``
-    the relaxed dynamics of the exploratory problem: the state moves by the mean, the cost is the expected
-    cost of a sampled action, R (|m|^2 + d v)/2;
+    the relaxed dynamics of the exploratory problem: drift and cost are averaged over the policy, and where
+    the control enters the noise the covariance sigma sigma' is (independent columns D_j F are added);
 ``sampled``
     actions are drawn at the grid times, independent across time.
+
+With a ``temperature`` tau the running cost includes the entropy, tau log pi(A) for a sampled action and
+tau E log pi otherwise.  Milstein and torchsde differentiate or re-evaluate a feedback within the step, so that in
+the modes ``mean`` and ``averaged`` they integrate the closed loop, not the held action.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
-import torchsde
-from torch import Tensor, nn
+from torch import Tensor
 
-from .noise import brownian
+from .increments import Increments
+from .motion import Engine, Mode, Motion, Solver
 from .policy import GaussianPolicy
-from .problem import ControlProblem, inner
+from .problem import ControlProblem
 
-__all__ = ["Mode", "Solver", "Trajectory", "rollout"]
-
-Mode = Literal["mean", "averaged", "sampled"]
-Solver = Literal["euler", "heun"]
+__all__ = ["Engine", "Mode", "Solver", "Trajectory", "rollout"]
 
 
 @dataclass
@@ -40,20 +41,22 @@ class Trajectory:
 
     Attributes:
         times: (K + 1,) grid.
+        context: xi.
+        target: what Psi used.
+        discount: rho.
         states: X_k.
         probes: what the frozen system answered at (t_k, X_k).
         means: m_k.
         actions: A_k.
-        costs: (f + control cost) Dt, (B,) each.
+        costs: (f + control cost + entropy cost) Dt, (B,) each, not discounted.
         terminal: Psi(X_K), (B,), or ``None`` if no target was given.
-        context: xi.
-        target: what Psi used.
         calls: number of drift evaluations.
     """
 
     times: Tensor
     context: Any = None
     target: Any = None
+    discount: float = 0.0
     states: list[Tensor] = field(default_factory=list)
     probes: list[Any] = field(default_factory=list)
     means: list[Tensor] = field(default_factory=list)
@@ -70,10 +73,15 @@ class Trajectory:
         for k in range(len(self)):
             yield k, self.times[k], self.times[k + 1] - self.times[k]
 
+    def discounts(self) -> Tensor:
+        """exp(-rho (t_k - t_0)), (K + 1,)."""
+        return torch.exp(-self.discount * (self.times - self.times[0]))
+
     def total_cost(self) -> Tensor:
-        """Running plus terminal cost, (B,)."""
-        total = torch.stack(self.costs).sum(0)
-        return total if self.terminal is None else total + self.terminal
+        """Discounted running plus terminal cost, (B,)."""
+        weights = self.discounts().to(self.costs[0]).unsqueeze(1)
+        total = (weights[:-1] * torch.stack(self.costs)).sum(0)
+        return total if self.terminal is None else total + weights[-1] * self.terminal
 
 
 def rollout(
@@ -87,6 +95,9 @@ def rollout(
     solver: Solver = "euler",
     noise: torch.Generator | None = None,
     entropy: int = 0,
+    increments: Increments | None = None,
+    engine: Engine = "own",
+    temperature: float = 0.0,
     keep: bool = True,
     callback: Any = None,
 ) -> Trajectory:
@@ -100,9 +111,13 @@ def rollout(
         context: what the policy sees.
         target: what the terminal cost sees; ``None`` = no terminal cost.
         mode: ``"mean"``, ``"averaged"`` or ``"sampled"``.
-        solver: ``"euler"`` or ``"heun"``; a diffusing problem needs ``"euler"``.
+        solver: ``"euler"``, ``"heun"`` (no noise), ``"milstein"``; with torchsde its scheme's name.
         noise: generator of the sampled actions.
-        entropy: seed of the Brownian path of a diffusing problem.
+        entropy: seed of the Brownian path of a diffusing problem, where no increments are given.
+        increments: Brownian increments on this grid; trailing columns beyond the problem's own drive the
+            spread of the averaged mode.
+        engine: ``"own"`` or ``"torchsde"`` (slower; the general engine and cross-check).
+        temperature: tau of the entropy in the running cost.
         keep: store states, probes and means; otherwise only the last state and the costs.
         callback: called as callback(k, x) after every step, e.g. for a progress bar.
 
@@ -110,42 +125,37 @@ def rollout(
         The trajectory.
 
     Raises:
-        ValueError: for an unknown mode or solver, or Heun on a diffusing problem.
+        ValueError: for an unknown mode, solver or engine, Heun on a diffusing problem, a negative temperature,
+            a temperature without a policy variance, or increments of another grid or shape.
     """
-    if mode not in ("mean", "averaged", "sampled") or solver not in ("euler", "heun"):
-        raise ValueError(f"mode {mode!r}, solver {solver!r}: expected mean, averaged or sampled; euler or heun")
-    out = Trajectory(times=grid, context=context, target=target, states=[x])
-    path = _brownian_path(problem, x, grid, entropy)
-    if path is not None and solver == "heun":
-        raise ValueError("Heun is for deterministic problems; a diffusing one is integrated by Euler-Maruyama")
+    if mode not in get_args(Mode) or solver not in get_args(Solver) or engine not in get_args(Engine):
+        raise ValueError(
+            f"mode {mode!r}, solver {solver!r}, engine {engine!r}: expected one of {get_args(Mode)}, "
+            f"{get_args(Solver)}, {get_args(Engine)}"
+        )
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; expected tau >= 0")
+    motion = Motion(problem, policy, x, grid, context, mode, solver, engine, increments, entropy)
+    out = Trajectory(times=grid, context=context, target=target, discount=problem.discount, states=[x])
     last = len(grid) - 2
-    dim = x[0].numel()
     for k in range(len(grid) - 1):
         t, dt = grid[k], grid[k + 1] - grid[k]
         probe = problem.probe(t, x, context)
         mean = policy.mean(t, x, context, probe)
         action = mean
         if mode == "sampled":
-            eps = torch.randn(x.shape, generator=noise, dtype=x.dtype).to(x.device)
-            action = mean + policy.std(t).to(x) * eps
-        weight = problem.control_weight(t)
-        cost = 0.5 * weight * inner(action, action) + problem.running_cost(t, x, context)
+            eps = torch.randn(mean.shape, generator=noise, dtype=x.dtype).to(x.device)
+            action = policy.sample(t, mean, eps)
+        cost = problem.stage_cost(t, x, action, context)
         if mode == "averaged":
-            cost = cost + 0.5 * weight * policy.variance(t) * dim
+            spread = problem.exploration_cost(t, policy.covariance(t).to(x), mean[0].numel())
+            cost = cost + (spread if spread.dim() == 0 else _for_rows(spread, cost))
+        if temperature:
+            log = policy.log_prob(t, action, mean) if mode == "sampled" else -policy.entropy(t, mean)
+            cost = cost + temperature * log
 
-        push = problem.gain(t) * action
-        velocity = problem.drift(t, x, context, probe) + push
-        out.calls += 1
-        if path is not None:
-            x_next = _diffuse(problem, x, velocity, t, grid[k + 1], path)
-        else:
-            x_next = x + dt * velocity
-            if solver == "heun" and not (k == last and problem.singular_end):
-                s = grid[k + 1]
-                end = problem.drift(s, x_next, context, problem.probe(s, x_next, context)) + problem.gain(s) * action
-                x_next = x + dt * (velocity + end) / 2
-                out.calls += 1
-        x = x_next
+        x, calls = motion.step(k, x, action, probe, singular=k == last and problem.singular_end)
+        out.calls += calls
         out.actions.append(action if keep else action.new_empty(0))
         out.costs.append(cost * dt)
         if keep:
@@ -161,35 +171,5 @@ def rollout(
     return out
 
 
-def _brownian_path(problem: ControlProblem, x: Tensor, grid: Tensor, entropy: int) -> Any:
-    if problem.diffusion(grid[0], x) is None:
-        return None
-    steps = grid.diff()
-    flat = (x.shape[0], x[0].numel())
-    return brownian(float(grid[0]), float(grid[-1]), float(steps.min()), flat, entropy, x)
-
-
-class _Step(nn.Module):
-    """One step's SDE for torchsde: the velocity is held, the diffusion is the problem's."""
-
-    noise_type, sde_type = "diagonal", "ito"
-
-    def __init__(self, problem: ControlProblem, velocity: Tensor) -> None:
-        super().__init__()
-        self.problem, self.velocity = problem, velocity
-
-    def f(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.velocity.flatten(1)
-
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        sigma = self.problem.diffusion(t, y.reshape(self.velocity.shape))
-        assert sigma is not None
-        return sigma.expand(self.velocity.shape).flatten(1)
-
-
-def _diffuse(problem: ControlProblem, x: Tensor, velocity: Tensor, t: Tensor, s: Tensor, path: Any) -> Tensor:
-    # One call a step with ts = the step itself: torchsde interpolates between its own steps, which would
-    # destroy the quadratic variation that every martingale statistic lives on.
-    ts = torch.stack([t, s]).to(x)
-    y = torchsde.sdeint(_Step(problem, velocity), x.flatten(1), ts, bm=path, method="euler", dt=float(s - t))
-    return y[-1].reshape(x.shape)
+def _for_rows(per_group: Tensor, rows: Tensor) -> Tensor:
+    return per_group.repeat_interleave(rows.shape[0] // per_group.shape[0])

@@ -61,7 +61,7 @@ def test_exploration_costs_lambda_a_unit_of_time():
 
 
 def test_diffusion_goes_through_torchsde():
-    toy = AIDToy(a=1.0, noise=0.8)
+    toy = AIDToy(a=1.0, volatility=0.8)
     x = torch.zeros(20000, 1, dtype=F64)
     run = lambda seed: rollout(toy, GaussianPolicy(ZeroMean()), x, grid(20), entropy=seed).states[-1]  # noqa: E731
     end = run(3)
@@ -87,4 +87,4 @@ def test_log_prob_and_entropy_of_a_gaussian_policy():
     t = torch.tensor(0.0)
     want = torch.distributions.Normal(m, torch.tensor(0.3, dtype=F64).sqrt())
     assert torch.allclose(policy.log_prob(t, a, m), want.log_prob(a).flatten(1).sum(1), atol=1e-6)
-    assert policy.entropy(t, 4).item() == pytest.approx(want.entropy()[0].sum().item(), rel=1e-6)
+    assert policy.entropy(t, m).item() == pytest.approx(want.entropy()[0].sum().item(), rel=1e-6)

@@ -31,7 +31,7 @@ def adjoint_targets(
         p = torch.autograd.grad(at_end.sum(), end)[0]
     targets: list[Tensor] = []
     for k, t, dt in reversed(list(trajectory.steps())):
-        targets.append(-problem.gain(t) / problem.control_weight(t) * p)
+        targets.append(-problem.pull(t, trajectory.states[k], p) / problem.control_weight(t))
         with torch.enable_grad():
             x = trajectory.states[k].detach().requires_grad_()
             b = problem.drift(t, x, trajectory.context, problem.probe(t, x, trajectory.context))

@@ -27,5 +27,5 @@ def stein_targets(
     targets = []
     for k, t, _ in trajectory.steps():
         gradient = value.gradient(problem, trajectory, k + 1)
-        targets.append(-problem.gain(t) / problem.control_weight(t) * gradient)
+        targets.append(-problem.pull(t, trajectory.states[k], gradient) / problem.control_weight(t))
     return targets

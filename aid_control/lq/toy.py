@@ -32,11 +32,12 @@ class AIDToy(ControlProblem):
         a: decay rate of the frozen drift.
         beta: weight of the control cost.
         horizon: T.
-        noise: constant diffusion (0 = deterministic); the optimal control does not depend on it.
+        volatility: constant diffusion (0 = deterministic); the optimal control does not depend on it.
     """
 
-    def __init__(self, a: float = 1.0, beta: float = 0.5, horizon: float = 1.0, noise: float = 0.0) -> None:
-        self.a, self.beta, self.horizon, self.noise = a, beta, horizon, noise
+    def __init__(self, a: float = 1.0, beta: float = 0.5, horizon: float = 1.0, volatility: float = 0.0) -> None:
+        self.a, self.beta, self.horizon, self.volatility = a, beta, horizon, volatility
+        self.noise = "diagonal" if volatility else "none"
 
     def drift(self, t: Tensor, x: Tensor, context: Any, probe: Any) -> Tensor:
         return -self.a * x
@@ -47,8 +48,8 @@ class AIDToy(ControlProblem):
     def terminal_cost(self, x: Tensor, target: Tensor) -> Tensor:
         return 0.5 * (x - target).square().flatten(1).sum(1)
 
-    def diffusion(self, t: Tensor, x: Tensor) -> Tensor | None:
-        return torch.full_like(x, self.noise) if self.noise else None
+    def diffusion(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        return torch.full_like(x, self.volatility)
 
     def _decay_and_reach(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         left = self.horizon - torch.as_tensor(t)
