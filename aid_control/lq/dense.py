@@ -40,7 +40,7 @@ class DenseSolution:
         """
         t = torch.as_tensor(t, dtype=torch.float64)
         first, last = float(self.breaks[0]), float(self.breaks[-1])
-        here, slack = float(t), 1e-9 * max(1.0, abs(last))
+        here, slack = float(t.detach()), 1e-9 * max(1.0, abs(last))
         if not first - slack <= here <= last + slack:
             raise ValueError(f"t is {here}; expected a time in [{first}, {last}]")
         i = int(torch.searchsorted(self.breaks, t.detach()).clamp(1, len(self.breaks) - 1)) - 1

@@ -1,0 +1,141 @@
+r"""The exact value of *any* affine Gaussian policy, and exact policy iteration.
+
+Under N(K x + kappa, Sigma) the closed loop is A + BK, b + B kappa, C_j + D_j K, s_j + D_j kappa, the averaged
+noise has the further columns D_j Sigma^{1/2}, and
+
+.. math::
+    -\dot P &= -\rho P + A_K'P + PA_K + \sum_j C_{K,j}'PC_{K,j} + Q + NK + K'N' + K'RK, \\
+    -\dot p &= -\rho p + A_K'p + Pb_K + \sum_j C_{K,j}'Ps_{K,j} + q + N\kappa + K'(R\kappa + r), \\
+    -\dot k &= -\rho k + p'b_K + \tfrac12\sum_j s_{K,j}'Ps_{K,j} + \tfrac12\kappa'R\kappa + r'\kappa
+               + \tfrac12 \mathrm{tr}(S\Sigma) - \tau\, \mathcal{H}(\Sigma),
+
+a *linear* equation: it shares nothing with the Riccati equation but the problem.  Improving by the Gibbs policy
+of the resulting Hamiltonian (found by :mod:`..hjb`, by automatic differentiation) and repeating is Newton's method
+on the Riccati equation (Kleinman 1968; Tang & Zhou 2024 for the exploratory form); its fixed point is an
+exploratory optimum that never saw a Riccati equation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..hjb import in_control
+from .dense import solve_backward
+from .problem import LQProblem, infinite
+from .quadratic import AffineGaussian, QuadraticValue
+from .riccati import Arrays, check_temperature, drift_terms, numpy_at, pack, stage_terms, unpack
+
+__all__ = ["closed_loop", "evaluate", "improve", "policy_iteration", "spread_rate"]
+
+
+def closed_loop(c: Arrays, gain: np.ndarray, offset: np.ndarray) -> Arrays:
+    """The uncontrolled problem that an affine feedback turns ``c`` into (b, s, q changed accordingly)."""
+    out = dict(c)
+    out["A"] = c["A"] + c["B"] @ gain
+    out["b"] = c["b"] + np.einsum("sdm,sm->sd", c["B"], offset)
+    out["C"] = c["C"] + np.einsum("sndm,smk->sndk", c["D"], gain)
+    out["s"] = c["s"] + np.einsum("sndm,sm->snd", c["D"], offset)
+    cross = c["N"] @ gain
+    weighted = np.einsum("smk,sk->sm", c["R"], offset)
+    out["Q"] = c["Q"] + cross + cross.mT + gain.mT @ c["R"] @ gain
+    out["q"] = c["q"] + np.einsum("sdm,sm->sd", c["N"], offset) + np.einsum("smd,sm->sd", gain, weighted + c["r"])
+    out["constant"] = 0.5 * (offset * weighted).sum(-1) + (c["r"] * offset).sum(-1)
+    return out
+
+
+def spread_rate(s: np.ndarray, sigma: np.ndarray, temperature: float) -> np.ndarray:
+    """tr(S Sigma)/2 - tau H(Sigma), (S,): what the spread costs a unit of time."""
+    cost = 0.5 * np.einsum("sij,sji->s", s, sigma)
+    if temperature == 0:
+        return cost
+    m = sigma.shape[-1]
+    entropy = 0.5 * (m * np.log(2 * np.pi * np.e) + np.linalg.slogdet(sigma)[1])
+    return cost - temperature * entropy
+
+
+def law_at(policy: AffineGaussian, t: float, groups: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """K (S, m, d), kappa (S, m), Sigma (S, m, m) at a time."""
+    gain, offset, sigma = (a.detach().to(torch.float64) for a in policy.law(torch.tensor(t, dtype=torch.float64)))
+    sigma = sigma * torch.eye(m, dtype=torch.float64) if sigma.dim() == 0 else sigma
+    return (
+        gain.expand(groups, *gain.shape[-2:]).numpy(),
+        offset.expand(groups, m).numpy(),
+        sigma.expand(groups, m, m).numpy(),
+    )
+
+
+def evaluate(
+    problem: LQProblem, policy: AffineGaussian, temperature: float = 0.0, rtol: float = 1e-12
+) -> QuadraticValue:
+    """The cost-to-go of a policy in the averaged dynamics.
+
+    Args:
+        problem: with a finite horizon.
+        policy: any affine Gaussian policy; a batch of S policies needs a batch of S problems.
+        temperature: tau of the entropy in the cost; 0 leaves the entropy out but not the spread.
+        rtol: relative tolerance of the ODE solver.
+
+    Raises:
+        ValueError: for an infinite horizon or a negative temperature.
+    """
+    tau = check_temperature(temperature)
+    if infinite(problem):
+        raise ValueError("horizon is infinite; expected a finite one")
+    groups, d, m = problem.batch or 1, problem.state_dim, problem.control_dim
+    fixed = None if problem.time_varying else numpy_at(problem, 0.0)
+
+    def rhs(t: float, y: np.ndarray) -> np.ndarray:
+        c, (big, small, constant) = numpy_at(problem, t) if fixed is None else fixed, unpack(y, groups, d)
+        gain, offset, sigma = law_at(policy, t, groups, m)
+        loop = closed_loop(c, gain, offset)
+        square, line, level = drift_terms(loop, big, small)
+        level = level + loop["constant"] + spread_rate(stage_terms(c, big, small)[0], sigma, tau)
+        rho = problem.discount
+        return -pack(square - rho * big, line - rho * small, level - rho * constant)
+
+    c = numpy_at(problem, problem.horizon)
+    dense, reached = solve_backward(rhs, pack(c["G"], c["g"], np.zeros(groups)), problem.horizon, rtol)
+    if reached is not None:
+        raise ValueError(f"the policy's value escapes at t = {reached:.6g}; expected a policy with finite cost")
+    return QuadraticValue.from_dense(dense, groups, d, problem.batch is not None)
+
+
+def improve(problem: LQProblem, value: QuadraticValue, temperature: float) -> AffineGaussian:
+    """The Gibbs policy of the Hamiltonian of ``value`` (a single problem), from the generic HJB layer alone."""
+    if problem.batch is not None:
+        raise ValueError(f"problem is a batch of {problem.batch}; expected a single one")
+    d, m = problem.state_dim, problem.control_dim
+
+    def law(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # an affine function is known from its values at 0 and the unit vectors
+        x = torch.cat([torch.zeros(1, d, dtype=torch.float64), torch.eye(d, dtype=torch.float64)])
+        big, small, _ = (a.detach() for a in value.terms(t))
+        h = in_control(problem, torch.as_tensor(t), x, x @ big + small, big.expand(d + 1, d, d), m)
+        mean, sigma = h.gibbs(temperature)
+        zero = torch.zeros((), dtype=torch.float64)
+        return (mean[1:] - mean[0]).mT, mean[0], sigma[0] if temperature else zero
+
+    return AffineGaussian(law)
+
+
+def policy_iteration(
+    problem: LQProblem, start: AffineGaussian, temperature: float = 0.0, steps: int = 8, rtol: float = 1e-12
+) -> Iterator[tuple[AffineGaussian, QuadraticValue]]:
+    """Yield (policy, its value), starting from ``start``, each policy the Gibbs policy of the value before.
+
+    Args:
+        problem: a single problem with a finite horizon.
+        start: the first policy; at a positive temperature it needs a positive covariance.
+        temperature: tau.
+        steps: policies to yield.
+        rtol: relative tolerance of the ODE solver.
+    """
+    policy = start
+    for _ in range(steps):
+        value = evaluate(problem, policy, temperature, rtol)
+        yield policy, value
+        policy = improve(problem, value, temperature)
