@@ -110,7 +110,7 @@ class Increments:
         steps = self.dw.shape[0]
         if every < 1 or steps % every:
             raise ValueError(f"every is {every}; expected a divisor of the {steps} steps")
-        return Increments(self.grid[::every], self.dw.unflatten(0, (-1, every)).sum(1))
+        return Increments(self.grid[::every], self.dw.reshape(-1, every, *self.dw.shape[1:]).sum(1))
 
     def path(self) -> Tensor:
         """W at the grid times, (K + 1, B, ...), W_0 = 0."""

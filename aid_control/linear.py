@@ -20,7 +20,7 @@ def grouped(x: Tensor, groups: int) -> Tensor:
     """
     if x.shape[0] % groups:
         raise ValueError(f"x has {x.shape[0]} rows (shape {tuple(x.shape)}); expected a multiple of {groups}")
-    return x.unflatten(0, (groups, -1))
+    return x.reshape(groups, -1, *x.shape[1:])
 
 
 def matvec(matrix: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""One step of an SDE from t to s, :math:`dX = f(t, X)\,dt + \sigma(t, X)\,dW`; pure functions, readable beside the formula.
+r"""One step of an SDE, :math:`dX = f(t, X)\,dt + \sigma(t, X)\,dW`, from t to s: pure functions.
 
 A field is given by its velocity f(t, x) and by the *action* of its diffusion, g(t, x, dW) = sigma(t, x) dW,
 which costs less than sigma itself.  Strong orders: Euler-Maruyama 1/2 (1 for additive noise), Milstein 1 for

@@ -17,6 +17,7 @@ gain (Damm & Hinrichsen 2001).  A gain is stabilising if the operator
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -162,7 +163,7 @@ def _solve(s: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.linalg.solve(s, v[..., None])[..., 0]
 
 
-def _value(problem: LQProblem, parts: list[tuple[np.ndarray, ...]]) -> tuple[QuadraticValue, Tensor | None]:
+def _value(problem: LQProblem, parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[QuadraticValue, Tensor | None]:
     big, small, level = (torch.from_numpy(np.concatenate(a)) for a in zip(*parts, strict=True))
     ergodic = problem.discount == 0
     constant = torch.zeros_like(level) if ergodic else level / problem.discount
@@ -171,7 +172,7 @@ def _value(problem: LQProblem, parts: list[tuple[np.ndarray, ...]]) -> tuple[Qua
     return value, average if ergodic else None
 
 
-def _stationary(problem: LQProblem, tau: float, parts: list[tuple[np.ndarray, ...]]) -> LQSolution:
+def _stationary(problem: LQProblem, tau: float, parts: Sequence[tuple[np.ndarray, ...]]) -> LQSolution:
     value, average = _value(problem, parts)
     law = optimal_law(problem, value, tau, 0.0)
     return LQSolution(problem, tau, value, AffineGaussian(lambda t: law), average)

@@ -83,7 +83,15 @@ def solve_backward(
         event.terminal = True  # type: ignore[attr-defined]
     scale = rtol * max(1.0, float(np.abs(end).max(initial=0.0)))
     out = solve_ivp(
-        rhs, (horizon, 0.0), end, "DOP853", dense_output=True, events=event, rtol=rtol, atol=scale, max_step=horizon / 16
+        rhs,
+        (horizon, 0.0),
+        end,
+        "DOP853",
+        dense_output=True,
+        events=event,
+        rtol=rtol,
+        atol=scale,
+        max_step=horizon / 16,
     )
     reached = None if out.status == 0 else float(out.t_events[0][0]) if out.status == 1 else float(out.t[-1])
     times = out.sol.ts[::-1]

@@ -188,7 +188,7 @@ class LQProblem(ControlProblem):
     def _columns(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         """(B, n, d): C_j x + D_j u + s_j."""
         now = self._at(t)
-        linear = matvec(now["noise"], torch.cat([x, u], dim=1)).unflatten(1, (self.columns, self.state_dim))
+        linear = matvec(now["noise"], torch.cat([x, u], dim=1)).reshape(-1, self.columns, self.state_dim)
         return linear + per_row(now["s"], x, 2) if "s" in self.used else linear
 
     def diffusion(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor | None:
@@ -232,7 +232,9 @@ def _dimensions(given: dict[str, Tensor]) -> tuple[int, int, int, int | None]:
         if name not in given:
             raise ValueError(f"{name} is missing; expected its matrix")
         if given[name].dim() not in (2, 3):
-            raise ValueError(f"{name} has shape {tuple(given[name].shape)}; expected {'(d, d)' if name == 'A' else '(d, m)'}")
+            raise ValueError(
+                f"{name} has shape {tuple(given[name].shape)}; expected {'(d, d)' if name == 'A' else '(d, m)'}"
+            )
     d, m = given["A"].shape[-1], given["B"].shape[-1]
     n = next((given[k].shape[-len(SHAPES[k])] for k in "CDs" if k in given and given[k].dim() >= len(SHAPES[k])), 1)
     sizes = {v.shape[0] for k, v in given.items() if v.dim() == len(SHAPES[k]) + 1}
@@ -249,7 +251,9 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...], batch: int | None) 
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape}{extra}")
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name} has shape {tuple(value.shape)} and an entry that is not finite; expected numbers")
-    if name in "QRG" and not torch.allclose(value, value.mT, rtol=1e-10, atol=1e-12 * max(1.0, float(value.abs().max()))):
+    if name in "QRG" and not torch.allclose(
+        value, value.mT, rtol=1e-10, atol=1e-12 * max(1.0, float(value.abs().max()))
+    ):
         raise ValueError(f"{name} has shape {tuple(value.shape)} and is not symmetric; expected {name} = {name}'")
     return value
 

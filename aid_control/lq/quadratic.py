@@ -1,6 +1,8 @@
 r"""Quadratic values and affine Gaussian policies: the two objects every LQ answer consists of.
 
-.. math::  V(t, x) = \tfrac12 x'P(t)x + p(t)'x + k(t), \qquad \pi(\cdot|t, x) = N\big(K(t)x + \kappa(t),\, \Sigma(t)\big).
+.. math::
+    V(t, x) = \tfrac12 x'P(t)x + p(t)'x + k(t), \qquad
+    \pi(\cdot|t, x) = N\big(K(t)x + \kappa(t),\, \Sigma(t)\big).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class QuadraticValue:
 
         def terms(t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
             y = dense(t).reshape(groups, d * d + d + 1)
-            return y[:, : d * d].unflatten(1, (d, d)), y[:, d * d : -1], y[:, -1]
+            return y[:, : d * d].reshape(groups, d, d), y[:, d * d : -1], y[:, -1]
 
         return cls(terms, batched)
 

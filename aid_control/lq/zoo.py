@@ -45,9 +45,7 @@ def wang_zariphopoulou_zhou(
         Q: weight of u.
         discount: rho.
     """
-    return LQProblem(
-        A, B, Q=M, R=N, C=[[[C]]], D=[[[D]]], N=R, q=P, r=Q, discount=discount, horizon=math.inf
-    )
+    return LQProblem(A, B, Q=M, R=N, C=[[[C]]], D=[[[D]]], N=R, q=P, r=Q, discount=discount, horizon=math.inf)
 
 
 def ergodic_jia_zhou() -> LQProblem:
@@ -59,9 +57,9 @@ def ergodic_jia_zhou() -> LQProblem:
 
 
 def regret(horizon: float = 1.0) -> LQProblem:
-    r"""Huang, Jia & Zhou (SICON 2025): dX = (X + u) dt + (X + u) dW, cost :math:`\tfrac12\int X^2 + \tfrac12X_T^2`, x_0 = 1.
+    r"""Huang, Jia & Zhou (SICON 2025): dX = (X + u) dt + (X + u) dW, x_0 = 1.
 
-    The control costs nothing (R = 0): S = D'PD alone makes it well posed.  The optimal gain is
+    Cost :math:`\tfrac12\int X^2 dt + \tfrac12X_T^2`: the control costs nothing (R = 0): S = D'PD alone makes it well posed.  The optimal gain is
     -(B + CD)/D^2 = -2 at all times.
     """
     return LQProblem(1.0, 1.0, Q=1.0, R=0.0, C=[[[1.0]]], D=[[[1.0]]], G=1.0, horizon=horizon)
@@ -70,8 +68,8 @@ def regret(horizon: float = 1.0) -> LQProblem:
 def ou_quadratic(hard: bool = False, dim: int = 20) -> LQProblem:
     r"""Ornstein-Uhlenbeck with quadratic costs, of stochastic optimal control matching (Domingo-Enrich et al. 2024).
 
-    dX = (aX + u) dt + dW, cost :math:`\int \tfrac12|u|^2 + w|x|^2 + g|X_T|^2`, T = 1, lambda = 1; easy: a = w = 0.2, g = 0.1;
-    hard: a = w = 1, g = 0.5.
+    dX = (aX + u) dt + dW, cost :math:`\int \tfrac12|u|^2 + w|x|^2 dt + g|X_T|^2`, T = 1, lambda = 1; easy:
+    a = w = 0.2, g = 0.1; hard: a = w = 1, g = 0.5.
 
     Args:
         hard: the hard setting.
@@ -82,10 +80,12 @@ def ou_quadratic(hard: bool = False, dim: int = 20) -> LQProblem:
     return LQProblem(a * eye, eye, Q=2 * w * eye, R=eye, s=eye, G=2 * g * eye)
 
 
-def aid_toy(a: float = 1.0, beta: float = 0.5, goal: float | Tensor = 1.0, dim: int = 1, horizon: float = 1.0) -> LQProblem:
-    r"""The AID toy of :mod:`.toy` with a fixed goal c: dx = (-ax + u) dt, :math:`\tfrac\beta2\int|u|^2 + \tfrac12|x_T - c|^2`.
+def aid_toy(
+    a: float = 1.0, beta: float = 0.5, goal: float | Tensor = 1.0, dim: int = 1, horizon: float = 1.0
+) -> LQProblem:
+    r"""The AID toy of :mod:`.toy` with a fixed goal c.
 
-    The constant :math:`|c|^2/2` is left out of the value.
+    dx = (-ax + u) dt, cost :math:`\tfrac\beta2\int|u|^2 dt + \tfrac12|x_T - c|^2`; the constant :math:`|c|^2/2` is left out of the value.
 
     Args:
         a: decay rate of the frozen drift.
@@ -105,8 +105,8 @@ def gaussian_drift_guidance(
 ) -> LQProblem:  # fmt: skip
     r"""Guidance of a diffusion model whose images are Gaussian, N(mu, C), in the clock t = sigma_max - sigma.
 
-    The probability flow is affine: :math:`b = (D - x)/\sigma`, :math:`D - x = -\sigma^2 (C + \sigma^2 I)^{-1}(x - \mu)`,
-    so :math:`b = -\sigma (C + \sigma^2 I)^{-1}(x - \mu)` with sigma = sigma_max - t, and the flow ends at sigma_min.
+    The probability flow is affine: :math:`b = (D - x)/\sigma` with
+    :math:`D - x = -\sigma^2 (C + \sigma^2 I)^{-1}(x - \mu)`, so :math:`b = -\sigma (C + \sigma^2 I)^{-1}(x - \mu)` with sigma = sigma_max - t, and the flow ends at sigma_min.
     Cost :math:`\tfrac\beta2\int|u|^2 + \tfrac12|x_T - m|^2` with the posterior mean m as target (a constant left out).
 
     Args:
