@@ -1,31 +1,33 @@
 r"""The HJB equation on a box in one or two dimensions by finite differences, plain and exploratory.
 
-Method of lines, backwards from :math:`V(T, x) = \Psi(x)`: with the differences :math:`p_h, Y_h` of the grid function V,
+Method of lines, backwards from :math:`V(T, x) = \Psi(x)`: with the differences :math:`p_h, Y_h` of a grid function V,
 
 .. math::
     -V_t = -\rho V + \min\nolimits^\tau_u H(t, x, u, p_h, Y_h) + \tfrac12 \sum_i \alpha_i h_i (Y_h)_{ii} ,
 
 where :math:`\min^\tau` is the soft minimum of :mod:`~aid_control.hjb` (the minimum at tau = 0).
 
-*Schemes.*  p_h, Y_h are central differences, also the mixed one.  ``"central"`` has :math:`\alpha = 0`, is of second
-order and needs noise: it is monotone where :math:`|v_i| h_i \le \sigma_i^2`.  ``"upwind"`` is the local Lax-Friedrichs
+*Schemes.*  p_h and Y_h are central.  ``"central"`` has :math:`\alpha = 0`, is of second order and needs noise; it is
+monotone where :math:`|v_i| h_i \le \sigma_i^2` and sigma sigma' is diagonal.  ``"upwind"`` is the local Lax-Friedrichs
 scheme (Osher & Shu 1991), of first order, right without noise and at kinks of V:
 
 .. math::  \alpha_i = |v_i(u^*)| + \tfrac12 \sum_j |B S^{-1} B'|_{ij}\, h_j |Y_{jj}| ,
 
 the largest :math:`|\partial H / \partial p_i|` between the one-sided differences :math:`p_j \pm \tfrac12 h_j Y_{jj}`
-(exact: the minimiser is affine in p).  It leaves H quadratic in u, which Godunov's flux, whose direction depends on u,
-does not: so under both schemes V enters only through its differences, adding a constant to V changes no policy, and
-*the recovery theorem holds for the discrete equations*: with S free of x, equal means at every tau and
-:math:`V^\tau - V^0 = -\tfrac\tau2 \int_t^T \log((2\pi\tau)^m / \det S)\, dr`.
+(exact: the minimiser is affine in p).  Godunov's flux is sharper, but its direction depends on u, so that H would not
+stay quadratic.  Here it does, and V enters through differences only: *the recovery theorem holds for the discrete
+equations*.  With S free of x the means agree at every tau, and
+:math:`V^\tau - V^0 = -\tfrac\tau2 \int_t^T e^{-\rho(r-t)} \log((2\pi\tau)^m / \det S)\, dr` up to the error in time.
 
-*Boundary.*  One ghost point beyond each face, :math:`V_{n} = 3V_{n-1} - 3V_{n-2} + V_{n-3}`, exact for quadratic V
-(a linear ghost would set the second derivative to zero there: wrong for every value that grows).  Nothing tells the
-solver about the world outside; choose the box so that the optimal paths of interest stay away from its faces.
+*Boundary.*  A ghost beyond each face, :math:`V_n = 3V_{n-1} - 3V_{n-2} + V_{n-3}`, is exact for quadratic V.  A linear
+ghost sets the second derivative to zero: where paths leave the box it does not converge for values that grow (a
+test).  Still, nothing tells the solver about the world outside: keep the region of interest away from the faces.
 
-*Time.*  The s-stage second-order strong-stability-preserving Runge-Kutta method (Spiteri & Ruuth 2002, s = 5): a mean
-of Euler steps, each stable when :math:`\Delta t \sum_i (\sigma_i^2 / h_i^2 + w_i / h_i) \le 1` with
-:math:`w_i = \alpha_i` or, central, :math:`|v_i| \max(1, |v_i| h_i / \sigma_i^2)`; recomputed at every step.
+*Time.*  The s-stage second-order strong-stability-preserving Runge-Kutta method (Spiteri & Ruuth 2002, s = 5), a mean
+of Euler steps, each stable where :math:`\Delta t \sum_i (\sigma_i^2 / h_i^2 + w_i / h_i) \le 1`.  Upwind,
+:math:`w = \alpha`.  Central, :math:`w_i = |v_i| \max(1, |v_i| h_i / \sigma_i^2)^{1/3}`: beyond the cell Peclet number 1
+an Euler step would need Pe in place of its cube root, but the five-stage polynomial does not (von Neumann analysis at
+the safety factor used).  The step is chosen anew each time, for the policy at that time.
 """
 
 from __future__ import annotations
@@ -194,14 +196,9 @@ class _Equation:
     def slope(self, t: Tensor, v: Tensor) -> Tensor:
         """-V_t of the HJB equation, like v."""
         p, y = self.grid.differences(v)
-        h = self.quadratic(t, p, y) if self.rule is None or self.upwind else None
-        if self.rule is not None:
-            minimum = self.integrate(t, p, y, self.rule)[0]
-        else:
-            assert h is not None
-            minimum = h.soft_minimum(self.temperature)
+        h = self.quadratic(t, p, y)
+        minimum = h.soft_minimum(self.temperature) if self.rule is None else self.integrate(t, p, y, self.rule)[0]
         if self.upwind:
-            assert h is not None
             minimum = minimum + 0.5 * (self.viscosity(t, y, h) * self.grid.spacing * y.diagonal(dim1=1, dim2=2)).sum(1)
         return minimum.reshape_as(v) - self.problem.discount * v
 
@@ -221,7 +218,7 @@ class _Equation:
         h = self.grid.spacing
         if alpha is None:
             speed = self.velocity(t, mean).abs()
-            alpha = torch.where(speed > 0, speed * (speed * h / a).clamp(min=1), 0.0)
+            alpha = torch.where(speed == 0, 0.0, speed * (speed * h / a).clamp(min=1) ** (1 / 3))
         return float((a / h**2 + alpha / h).sum(-1).max()) + self.problem.discount
 
     def greedy_rate(self, t: Tensor, v: Tensor) -> float:
@@ -273,24 +270,16 @@ class GridSolution:
         Raises:
             ValueError: outside the times or the box, where nothing is known.
         """
-        return self._interpolate(self.values, t, x)
-
-    def control(self, t: float, x: Tensor) -> Tensor:
-        """Mean control at (t, x), (B, m), interpolated like :meth:`value`."""
-        return self._interpolate(torch.stack([self.policy(k) for k in range(len(self.times))]), t, x)
-
-    def _interpolate(self, table: Tensor, t: float, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[1] != len(self.axes):
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, {len(self.axes)})")
+        axes = (self.times, *self.axes)
         where = torch.cat([torch.full_like(x[:, :1], t), x], dim=1)
-        ends = [(float(axis[0]), float(axis[-1])) for axis in (self.times, *self.axes)]
-        for name, (low, high), found in zip(("t", "x[:, 0]", "x[:, 1]"), ends, where.T, strict=False):
-            if not bool(((found >= low) & (found <= high)).all()):
-                raise ValueError(
-                    f"{name} reaches from {float(found.min())} to {float(found.max())}; expected {low} to {high}"
-                )
-        axes = [axis.numpy() for axis in (self.times, *self.axes)]
-        return torch.as_tensor(RegularGridInterpolator(axes, table.numpy())(where.numpy()))
+        for i, (axis, found) in enumerate(zip(axes, where.T, strict=True)):
+            if not bool(((found >= axis[0]) & (found <= axis[-1])).all()):
+                name = f"x[:, {i - 1}]" if i else "t"
+                raise ValueError(f"{name} is {found.tolist()}; expected numbers from {axis[0]:g} to {axis[-1]:g}")
+        table = RegularGridInterpolator([axis.numpy() for axis in axes], self.values.numpy())
+        return torch.as_tensor(table(where.numpy()))
 
 
 def solve(
@@ -341,6 +330,9 @@ def solve(
             raise ValueError(
                 f"action_box is {action_box}; expected {equation.control_dim} intervals for how='quadrature'"
             )
+        if action_nodes < 2:
+            raise ValueError(f"action_nodes is {action_nodes}; expected at least 2")
+        _check_box("action_box", action_box)
         equation = replace(equation, rule=trapezoid(action_box, action_nodes))
     return _march(equation, target, outputs, max_steps, equation.slope, equation.greedy_rate)
 
@@ -451,10 +443,11 @@ def _equation_of(
         raise ValueError("problem.singular_end is True; expected a drift that is defined up to T")
     if scheme == "central" and problem.noise == "none":
         raise ValueError("scheme is 'central' for a problem without noise, where it is unstable; expected 'upwind'")
+    grid = Grid.uniform(box, points)
     m = len(box) if control_dim is None else control_dim
     if m < 1:
         raise ValueError(f"control_dim is {m}; expected at least 1")
-    return _Equation(problem, Grid.uniform(box, points), scheme == "upwind", temperature, m, context)
+    return _Equation(problem, grid, scheme == "upwind", temperature, m, context)
 
 
 def _march(
@@ -480,14 +473,16 @@ def _march(
             if not needed <= max_steps:  # also where it is no number
                 raise ValueError(
                     f"points is {grid.shape}: at t = {float(t):.6g} about {needed:.4g} steps would be needed, more "
-                    f"than max_steps = {max_steps}; expected a coarser grid, a smaller box, or (without enough noise, or "
-                    f"where the scheme broke down) scheme='upwind'"
+                    f"than max_steps = {max_steps}; expected a coarser grid, a smaller box, or, where there "
+                    f"is too little noise, scheme='upwind'"
                 )
             left = max(1, math.ceil(float(t - goal) * fastest))
             dt = (t - goal) / left
             v = _runge_kutta(slope, t, dt, v)
             t, steps = (goal if left == 1 else t - dt), steps + 1
         kept.append(v)
+    if not bool(v.isfinite().all()):
+        raise ValueError(f"points is {grid.shape}: V is not finite at t = 0; expected scheme='upwind' or another box")
     return GridSolution(times, grid.axes, torch.stack(kept[::-1]), steps, equation)
 
 

@@ -1,13 +1,14 @@
 r"""The one loop: rollout, policy evaluation, policy improvement.
 
 An iteration runs the current policy through the problem, updates the critic by a martingale method
-(:mod:`.evaluation`; and, if asked, by its
-terminal condition), asks an estimator of :mod:`.improvement` for target actions w_k, and moves the mean:
+(:mod:`.evaluation`; and, if asked, by its terminal condition), asks an estimator of :mod:`.improvement` for target
+actions w_k, and moves the mean:
 
 .. math::  L(\phi) = \tfrac12 E \sum_k \omega_k\, | m_\phi(t_k, X_k; \xi) - w_k |^2 ,
 
-whose gradient at the current policy is the (variance-pre-multiplied) policy gradient.  Probes are cached in
-the trajectory, so that the updates never call the frozen system again, and a trajectory can be used for
+whose gradient at the current policy is the (variance-pre-multiplied) policy gradient.  The estimator
+``"policy_gradient"`` is the plain policy gradient of the entropy-regularised problem instead, for a policy whose
+covariance may be learned too: costs carry tau log pi, and the critic is V^tau.  Probes are cached in the trajectory, so that the updates never call the frozen system again, and a trajectory can be used for
 several of them.  Every iteration's randomness is keyed by its number: a restarted run is the same run.
 """
 
@@ -20,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .evaluation import EVALUATIONS, terminal_gradient_loss
-from .improvement import ESTIMATORS
+from .evaluation import EVALUATIONS, clstd, terminal_gradient_loss
+from .improvement import ESTIMATORS, policy_gradient_loss
+from .increments import Increments
 from .noise import generator
 from .policy import GaussianPolicy
 from .problem import ControlProblem
 from .rollout import Mode, Trajectory, rollout
+from .schedules import Projection, Schedule, constant
 from .value import Shifted
 
 __all__ = ["ActorCritic", "Batch"]
@@ -55,9 +58,10 @@ class ActorCritic:
         problem: the problem.
         actor: the policy's mean, (t, x, context, probe) -> like x.
         critic: the value, (t, x, context, probe) -> (B,).
-        temperature: lambda, the cost of exploration a unit of time.
-        estimator: ``"score"``, ``"stein"`` or ``"adjoint"``.
-        evaluation: how the critic learns, ``"ctd"`` or ``"martingale"``.
+        temperature: lambda, the cost of exploration a unit of time; tau for ``"policy_gradient"``.  A number, or
+            a schedule of the iteration.
+        estimator: ``"score"``, ``"stein"``, ``"adjoint"`` or ``"policy_gradient"``.
+        evaluation: how the critic learns: a name of :data:`.evaluation.EVALUATIONS`, or ``"clstd"``.
         mode: how rollouts execute the policy; ``"score"`` needs ``"sampled"``.
         actor_lr: Adam's rate for the actor.
         critic_lr: and for the critic.
@@ -67,7 +71,11 @@ class ActorCritic:
         step_weight: omega(t, Dt) of the actor's regression; default Dt.
         clip: bound of the gradients' norms.
         ema: decay of the actor's averaged weights a iteration, 0 = none.
-        seed: of the exploration noise.
+        seed: of the exploration and Brownian noise.
+        rate: a schedule that multiplies both learning rates.
+        projection: applied to every weight of the actor after an update.
+        covariance: maps a time to the policy's covariance, for ``"policy_gradient"``; a module's weights learn.
+        optimizer: ``"adam"`` or ``"sgd"``.
     """
 
     def __init__(
@@ -75,7 +83,7 @@ class ActorCritic:
         problem: ControlProblem,
         actor: nn.Module,
         critic: nn.Module,
-        temperature: float = 0.1,
+        temperature: float | Schedule = 0.1,
         estimator: str = "stein",
         evaluation: str = "ctd",
         mode: Mode = "sampled",
@@ -88,47 +96,93 @@ class ActorCritic:
         clip: float = 1.0,
         ema: float = 0.0,
         seed: int = 0,
+        rate: Schedule | None = None,
+        projection: Projection | None = None,
+        covariance: nn.Module | None = None,
+        optimizer: str = "adam",
     ) -> None:
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
-        if estimator == "score" and mode != "sampled":
-            raise ValueError("the score estimator needs sampled actions")
-        if evaluation not in EVALUATIONS:
-            raise ValueError(f"evaluation is {evaluation!r}; expected one of {', '.join(EVALUATIONS)}")
+        names = [*ESTIMATORS, "policy_gradient"]
+        if estimator not in names:
+            raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(names)}")
+        if estimator in ("score", "policy_gradient") and mode != "sampled":
+            raise ValueError(f"the {estimator} estimator needs sampled actions; expected mode 'sampled', not {mode!r}")
+        if (covariance is None) == (estimator == "policy_gradient"):
+            raise ValueError("a covariance belongs to the policy_gradient estimator; expected both or neither")
+        if evaluation not in (*EVALUATIONS, "clstd"):
+            raise ValueError(f"evaluation is {evaluation!r}; expected one of {', '.join(EVALUATIONS)}, clstd")
+        if optimizer not in ("adam", "sgd"):
+            raise ValueError(f"optimizer is {optimizer!r}; expected adam or sgd")
         self.evaluation = evaluation
         self.problem, self.actor, self.critic = problem, actor, critic
         self.estimator, self.mode, self.updates = estimator, mode, updates
         self.terminal_weight, self.value_scale, self.clip, self.ema = terminal_weight, value_scale, clip, ema
         self.step_weight = step_weight or (lambda t, dt: dt)
         self.seed, self.iteration, self.skipped = seed, 0, 0
-        self.value = Shifted(critic, temperature)
-        self.policy = GaussianPolicy(actor)
-        self.temperature = temperature
-        self.optimizers = {
-            "actor": torch.optim.Adam(actor.parameters(), lr=actor_lr, betas=(0.9, 0.99)),
-            "critic": torch.optim.Adam(critic.parameters(), lr=critic_lr, betas=(0.9, 0.99)),
+        self._temperature = temperature if callable(temperature) else constant(temperature)
+        self.value = Shifted(critic, 0.0)
+        self.rate, self.projection = rate or constant(1.0), projection
+        self.policy = GaussianPolicy(actor, covariance)
+        # what the actor's optimiser moves, and what is saved as "actor" beside the mean
+        self.covariance = covariance
+        moved = [*actor.parameters(), *(covariance.parameters() if covariance is not None else ())]
+        self._modules = {"actor": moved, "critic": list(critic.parameters())}
+        self._rates = {"actor": actor_lr, "critic": critic_lr}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            name: torch.optim.SGD(weights, lr=self._rates[name])
+            if optimizer == "sgd"
+            else torch.optim.Adam(weights, lr=self._rates[name], betas=(0.9, 0.99))
+            for name, weights in self._modules.items()
         }
         self.average = {k: v.detach().clone() for k, v in actor.state_dict().items()}
+
+    @property
+    def temperature(self) -> float:
+        """lambda (or tau) of the current iteration."""
+        return self._temperature(self.iteration)
 
     @torch.no_grad()
     def collect(self, batch: Batch) -> Trajectory:
         """Run the current policy; no gradients."""
-        dim = batch.x[0].numel()
-        self.policy.variance = lambda t: self.problem.policy_variance(t, self.temperature, dim)
+        entropic = self.estimator == "policy_gradient"
+        if not entropic:
+            # fixed variance: exploration costs lambda a unit of time, the value is shifted (AID)
+            dim, lam = batch.x[0].numel(), self.temperature
+            self.policy.variance = lambda t: self.problem.policy_variance(t, lam, dim)
+            self.value.temperature = lam
         gen = generator(self.seed, 0xAC7, self.iteration)
+        increments = None
+        if self.problem.noise != "none":
+            shape, count = self.problem.noise_dim(batch.x), batch.x.shape[0]
+            key = (self.seed, 0xB0, self.iteration, 1)
+            increments = Increments.sample(batch.grid, count, shape, *key, dtype=batch.x.dtype)
         return rollout(
-            self.problem, self.policy, batch.x, batch.grid, batch.context, batch.target, self.mode, noise=gen
+            self.problem,
+            self.policy,
+            batch.x,
+            batch.grid,
+            batch.context,
+            batch.target,
+            self.mode,
+            noise=gen,
+            increments=increments,
+            temperature=self.temperature if entropic else 0.0,
         )
 
-    def _descend(self, name: str, loss: Tensor, module: nn.Module) -> None:
+    def _descend(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
+        for group in optimizer.param_groups:
+            group["lr"] = self._rates[name] * self.rate(self.iteration)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(module.parameters(), self.clip)
+        norm = nn.utils.clip_grad_norm_(self._modules[name], self.clip)
         if torch.isfinite(norm):
             optimizer.step()
         else:  # a broken batch is skipped and counted, not learned from
             self.skipped += 1
+        if name == "actor" and self.projection is not None:
+            with torch.no_grad():
+                for weight in self.actor.parameters():
+                    weight.copy_(self.projection(weight))
 
     def _advance(self) -> None:
         self.iteration += 1
@@ -141,7 +195,7 @@ class ActorCritic:
     def fit_terminal(self, x: Tensor, context: Any, target: Any) -> float:
         """One critic update on its terminal condition alone (no rollout); returns the loss."""
         loss = terminal_gradient_loss(self.problem, self.critic, x, context, target) / self.value_scale**2
-        self._descend("critic", loss, self.critic)
+        self._descend("critic", loss)
         self._advance()
         return float(loss.detach())
 
@@ -156,6 +210,30 @@ class ActorCritic:
     def iterate(self, batch: Batch) -> dict[str, float]:
         """One iteration; returns scalars for a log (cost, losses, signal-to-noise of the estimator)."""
         trajectory = self.collect(batch)
+        assert trajectory.terminal is not None
+        log = {"cost": float(trajectory.total_cost().mean()), "terminal": float(trajectory.terminal.mean())}
+        log["critic_loss"] = self._evaluate(trajectory, batch)
+        if self.estimator == "policy_gradient":
+            # one update a rollout: after it the data are no longer on-policy
+            actor_loss = policy_gradient_loss(self.policy, self.value, trajectory)
+            self._descend("actor", actor_loss)
+        else:
+            targets = ESTIMATORS[self.estimator](self.problem, self.policy, self.value, trajectory)
+            for _ in range(self.updates):
+                actor_loss = self.actor_loss(trajectory, targets)
+                self._descend("actor", actor_loss)
+            error = torch.stack([(w - m).flatten(1) for w, m in zip(targets, trajectory.means, strict=True)])
+            # of the mean direction over the batch: |mean|^2 / (variance of the mean)
+            spread = (error.var(1).sum() / error.shape[1]).clip(min=1e-30)
+            log["snr"] = float(error.mean(1).square().sum() / spread)
+        self._advance()
+        return log | {"actor_loss": float(actor_loss.detach())}
+
+    def _evaluate(self, trajectory: Trajectory, batch: Batch) -> float:
+        """The critic's updates; returns the last loss (0 where it is solved for)."""
+        if self.evaluation == "clstd":
+            clstd(self.value, trajectory, ridge=1e-9)
+            return 0.0
         for _ in range(self.updates):
             loss = EVALUATIONS[self.evaluation](self.value, trajectory) / self.value_scale**2
             if self.terminal_weight:
@@ -163,22 +241,8 @@ class ActorCritic:
                     self.problem, self.critic, trajectory.states[-1], batch.context, batch.target
                 )
                 loss = loss + self.terminal_weight * terminal / self.value_scale**2
-            self._descend("critic", loss, self.critic)
-        targets = ESTIMATORS[self.estimator](self.problem, self.policy, self.value, trajectory)
-        for _ in range(self.updates):
-            actor_loss = self.actor_loss(trajectory, targets)
-            self._descend("actor", actor_loss, self.actor)
-        self._advance()
-        assert trajectory.terminal is not None
-        error = torch.stack([(w - m).flatten(1) for w, m in zip(targets, trajectory.means, strict=True)])
-        return {
-            "cost": float(trajectory.total_cost().mean()),
-            "terminal": float(trajectory.terminal.mean()),
-            "critic_loss": float(loss.detach()),
-            "actor_loss": float(actor_loss.detach()),
-            # of the mean direction over the batch: |mean|^2 / (variance of the mean)
-            "snr": float(error.mean(1).square().sum() / (error.var(1).sum() / error.shape[1]).clip(min=1e-30)),
-        }
+            self._descend("critic", loss)
+        return float(loss.detach())
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
@@ -186,6 +250,7 @@ class ActorCritic:
             "actor": self.actor.state_dict(),
             "critic": self.critic.state_dict(),
             "average": self.average,
+            "covariance": {} if self.covariance is None else self.covariance.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "iteration": self.iteration,
             "skipped": self.skipped,
@@ -195,6 +260,8 @@ class ActorCritic:
         """Go on from :meth:`state`."""
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
+        if self.covariance is not None:
+            self.covariance.load_state_dict(state["covariance"])
         self.average = {k: v.clone() for k, v in state["average"].items()}
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])

@@ -1,11 +1,16 @@
 r"""Critics: value functions J_theta(t, x; xi) -> (B,).
 
-With the policy variance fixed by lambda (:meth:`.problem.ControlProblem.policy_variance`) exploration costs
-lambda a unit of time whatever the policy does, so the exploratory value is the deterministic one up to time:
+Two accounts of exploration lead to the same policy mean:
+
+- *entropy*: the cost carries tau log pi (``temperature`` of a rollout); the critic is V^tau itself;
+- *fixed variance* (AID): with the policy variance fixed by lambda
+  (:meth:`.problem.ControlProblem.policy_variance`) exploration costs lambda a unit of time whatever the policy does,
+  so the exploratory value is the deterministic one up to time:
 
 .. math::  V^{(\lambda)}(t, x) = V(t, x) - \lambda t, \qquad V^{(\lambda)}(T, x) = \Psi(x) - \lambda T .
 
-:class:`Shifted` adds the shift to a network of V, anchors it at T, and differentiates it in x.
+:class:`Shifted` adds the shift (none for lambda = 0) to a critic of V, anchors it at T, and differentiates it in x.
+Critics linear in their weights are in :mod:`.features`.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from torch import Tensor, nn
 from .problem import ControlProblem
 from .rollout import Trajectory
 
-__all__ = ["NeuralValue", "Shifted"]
+__all__ = ["NeuralValue", "Shifted", "sensitivities"]
 
 
 class Shifted:
@@ -26,20 +31,31 @@ class Shifted:
 
     Args:
         critic: maps (t, x, context, probe) to (B,).
-        temperature: lambda.
+        temperature: lambda; 0 where the cost carries the entropy.
+        anchored: at T the value is the observed terminal cost; otherwise (ergodic problems, pieces of a path)
+            it is the critic's own.
     """
 
-    def __init__(self, critic: nn.Module, temperature: float) -> None:
-        self.critic, self.temperature = critic, temperature
+    def __init__(self, critic: nn.Module, temperature: float = 0.0, anchored: bool = True) -> None:
+        self.critic, self.temperature, self.anchored = critic, temperature, anchored
 
     def along(self, trajectory: Trajectory) -> list[Tensor]:
         """V^(lambda) at every grid time, (B,) each; the last one is anchored to Psi."""
-        assert trajectory.terminal is not None, "the terminal anchor needs a rollout with a target"
         values = [
             self.critic(t, trajectory.states[k], trajectory.context, trajectory.probes[k]) - self.temperature * t
             for k, t, _ in trajectory.steps()
         ]
-        return [*values, trajectory.terminal - self.temperature * trajectory.times[-1]]
+        end = trajectory.times[-1]
+        if not self.anchored:
+            last = self.critic(end, trajectory.states[-1], trajectory.context, None)
+        else:
+            assert trajectory.terminal is not None, "the terminal anchor needs a rollout with a target"
+            last = trajectory.terminal
+        return [*values, last - self.temperature * end]
+
+    def mean(self, per_path: Tensor) -> Tensor:
+        """Mean over the paths, summed over the critic's groups of rows (each group learns from its own rows)."""
+        return per_path.mean() * getattr(self.critic, "groups", 1)
 
     def gradient(self, problem: ControlProblem, trajectory: Trajectory, k: int) -> Tensor:
         """grad_x V^(lambda)(t_k, X_k), like x; at the end it is grad Psi."""
@@ -50,6 +66,24 @@ class Shifted:
             else:
                 value = self.critic(trajectory.times[k], x, trajectory.context, trajectory.probes[k])
             return torch.autograd.grad(value.sum(), x)[0]
+
+
+def sensitivities(critic: nn.Module, t: Tensor, x: Tensor, context: Any = None, probe: Any = None) -> Tensor:
+    """d J_theta(t, x_i)/d theta for every row, (B, p): the test functions of the orthogonality conditions.
+
+    For a critic linear in its weights these are its features; for a network they are per-row gradients (no
+    context or probe then).
+    """
+    features = getattr(critic, "features", None)
+    if features is not None:
+        return features(t, x, context, probe)
+    weights = {name: w.detach() for name, w in critic.named_parameters()}
+
+    def one(row: Tensor, **parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(critic, parameters, (t, row.unsqueeze(0), context, probe)).squeeze(0)
+
+    grads = torch.func.vmap(lambda row: torch.func.grad(lambda w: one(row, **w))(weights))(x)
+    return torch.cat([g.flatten(1) for g in grads.values()], dim=1)
 
 
 class NeuralValue(nn.Module):

@@ -1,10 +1,12 @@
-r"""CTD(0): continuous-time temporal differences (Jia & Zhou 2022a, section 4.2).
+r"""CTD(lambda): continuous-time temporal differences (Jia & Zhou 2022a, section 4.2).
 
-:math:`M_t = J(t, X_t) + \int_0^t c_s ds` is a martingale iff J is the value, so E int xi dM = 0 for every
-test process; the choice :math:`\xi = \partial_\theta J` gives the update
-:math:`\theta \mathrel{+}= a \sum_k \partial_\theta J_k\, \delta_k`,
-:math:`\delta_k = J_{k+1} - J_k + c_k \Delta t`.  The mean *squared* delta (MSTDE) is not the same thing: it
-minimises the quadratic variation of M.
+E int xi dM = 0 for every test process xi iff J is the value.  The choice
+
+.. math::  \xi_t = \int_0^t \lambda^{t-s}\, \partial_\theta J(s, X_s)\, ds \quad (\lambda > 0), \qquad
+           \xi_t = \partial_\theta J(t, X_t) \quad (\lambda = 0)
+
+gives the stochastic approximation :math:`\theta \mathrel{+}= a \sum_k \xi_k\, \delta_k`; on a grid the trace is a sum.
+The mean *squared* delta (:mod:`.mstde`) is not the same thing: it minimises the quadratic variation of M.
 """
 
 from __future__ import annotations
@@ -14,28 +16,20 @@ from torch import Tensor
 
 from ..rollout import Trajectory
 from ..value import Shifted
+from .martingale import increments_of, temporal_differences
 
-__all__ = ["ctd_loss", "temporal_differences"]
-
-
-def temporal_differences(values: list[Tensor], trajectory: Trajectory) -> Tensor:
-    """delta_k = V_{k+1} - V_k + cost_k, (K, B).
-
-    Args:
-        values: V at the K + 1 grid times.
-        trajectory: gives the costs.
-    """
-    v = torch.stack(values)
-    return v[1:] - v[:-1] + torch.stack(trajectory.costs)
+__all__ = ["ctd_loss"]
 
 
-def ctd_loss(value: Shifted, trajectory: Trajectory) -> Tensor:
-    """A scalar whose gradient is minus the CTD(0) direction, averaged over the batch.
+def ctd_loss(value: Shifted, trajectory: Trajectory, decay: float = 0.0) -> Tensor:
+    """A scalar whose gradient is minus the CTD(lambda) direction, averaged over the paths.
 
     Args:
         value: the critic.
-        trajectory: sampled under the current policy.
+        trajectory: made by the policy that is evaluated.
+        decay: lambda in [0, 1], per unit of time.
     """
     values = value.along(trajectory)
     delta = temporal_differences(values, trajectory).detach()
-    return -(torch.stack(values[:-1]) * delta).sum(0).mean()
+    ahead = increments_of(delta, trajectory, decay)
+    return -value.mean((torch.stack(values[:-1]) * ahead).sum(0))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..evaluation.ctd import temporal_differences
+from ..evaluation import temporal_differences
 from ..policy import GaussianPolicy
 from ..problem import ControlProblem
 from ..rollout import Trajectory

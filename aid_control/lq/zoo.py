@@ -59,8 +59,8 @@ def ergodic_jia_zhou() -> LQProblem:
 def regret(horizon: float = 1.0) -> LQProblem:
     r"""Huang, Jia & Zhou (SICON 2025): dX = (X + u) dt + (X + u) dW, x_0 = 1.
 
-    Cost :math:`\tfrac12\int X^2 dt + \tfrac12X_T^2`: the control costs nothing (R = 0): S = D'PD alone makes it well posed.  The optimal gain is
-    -(B + CD)/D^2 = -2 at all times.
+    Cost :math:`\tfrac12\int X^2 dt + \tfrac12X_T^2`: the control costs nothing (R = 0), S = D'PD alone makes the
+    problem well posed.  The optimal gain is -(B + CD)/D^2 = -2 at all times.
     """
     return LQProblem(1.0, 1.0, Q=1.0, R=0.0, C=[[[1.0]]], D=[[[1.0]]], G=1.0, horizon=horizon)
 

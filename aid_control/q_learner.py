@@ -1,0 +1,82 @@
+r"""q-learning as a loop: rollouts of any behaviour policy, joint updates of J and q (Jia & Zhou 2023, algorithm 2).
+
+On-policy the behaviour is the Gibbs policy of the current q; off-policy it is whatever the caller gives, and the same
+two updates are valid because the martingale condition holds under every behaviour.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .improvement.q_learning import GaussianAdvantage, q_learning_loss
+from .increments import Increments
+from .noise import generator
+from .policy import GaussianPolicy
+from .problem import ControlProblem
+from .rollout import Trajectory, rollout
+from .schedules import Projection, Schedule, constant
+from .value import Shifted
+
+__all__ = ["QLearner"]
+
+
+class QLearner:
+    """(J, q) learning for a finite-horizon problem.
+
+    Args:
+        problem: is only run.
+        critic: J, any module.
+        advantage: q with its mean and precision.
+        behaviour: the policy that acts; ``None`` = on-policy.
+        critic_rate: step size of J a iteration (plain stochastic approximation).
+        mean_rate: step size of q's mean, pre-multiplied by nothing.
+        precision_rate: step size of q's precision; 0 keeps it.
+        projection: of the mean's weights.
+        seed: of exploration and Brownian noise.
+    """
+
+    def __init__(
+        self,
+        problem: ControlProblem,
+        critic: nn.Module,
+        advantage: GaussianAdvantage,
+        behaviour: GaussianPolicy | None = None,
+        critic_rate: Schedule | None = None,
+        mean_rate: Schedule | None = None,
+        precision_rate: Schedule | None = None,
+        projection: Projection | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.problem, self.critic, self.advantage, self.behaviour = problem, critic, advantage, behaviour
+        self.value = Shifted(critic)
+        self.rates = (critic_rate or constant(0.1), mean_rate or constant(0.1), precision_rate or constant(0.0))
+        self.projection, self.seed, self.iteration = projection, seed, 0
+
+    def collect(self, x: Tensor, grid: Tensor) -> Trajectory:
+        """Run the behaviour from x (B, d); costs without the entropy."""
+        policy = self.behaviour or self.advantage.policy()
+        increments = None
+        if self.problem.noise != "none":
+            shape = self.problem.noise_dim(x)
+            increments = Increments.sample(grid, x.shape[0], shape, self.seed, self.iteration, 1, dtype=x.dtype)
+        noise = generator(self.seed, self.iteration, 2)
+        with torch.no_grad():
+            return rollout(self.problem, policy, x, grid, None, (), "sampled", noise=noise, increments=increments)
+
+    def iterate(self, x: Tensor, grid: Tensor) -> float:
+        """One rollout and one joint update; returns the mean cost."""
+        trajectory = self.collect(x, grid)
+        loss = q_learning_loss(self.value.along(trajectory), self.advantage, trajectory)
+        loss = loss * getattr(self.critic, "groups", 1)
+        groups = (list(self.critic.parameters()), list(self.advantage.mean.parameters()), [self.advantage.factor])
+        gradients = torch.autograd.grad(loss, [w for group in groups for w in group])
+        with torch.no_grad():
+            rates = [rate(self.iteration) for rate, group in zip(self.rates, groups, strict=True) for _ in group]
+            for weight, rate, gradient in zip([w for g in groups for w in g], rates, gradients, strict=True):
+                weight -= rate * gradient
+            if self.projection is not None:
+                for weight in groups[1]:
+                    weight.copy_(self.projection(weight))
+        self.iteration += 1
+        return float(trajectory.total_cost().mean())
