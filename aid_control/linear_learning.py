@@ -21,11 +21,10 @@ from torch import Tensor
 
 from .features import LinearMean, LinearValue, time_powers
 from .improvement.q_learning import QSolution, least_squares_q
-from .increments import Increments
 from .noise import generator
 from .policy import GaussianPolicy
 from .problem import ControlProblem
-from .rollout import Trajectory, rollout
+from .rollout import Trajectory, fresh_increments, rollout
 from .schedules import Projection, Schedule, constant, positive_definite
 
 __all__ = ["LeastSquaresActorCritic"]
@@ -77,10 +76,7 @@ class LeastSquaresActorCritic:
         """Run the current policy from x with fresh noise."""
         v = self.variance * self.temperature_schedule(self.iteration)
         policy = GaussianPolicy(self.actor, lambda t: v)
-        increments = None
-        if self.problem.noise != "none":
-            shape = self.problem.noise_dim(x)
-            increments = Increments.sample(grid, x.shape[0], shape, self.seed, self.iteration, 1, dtype=x.dtype)
+        increments = fresh_increments(self.problem, x, grid, self.seed, self.iteration, 1)
         noise = generator(self.seed, self.iteration, 2)
         return rollout(self.problem, policy, x, grid, target=(), mode="sampled", noise=noise, increments=increments)
 
@@ -125,5 +121,3 @@ class LeastSquaresActorCritic:
         with torch.no_grad():
             out.weights.copy_(self.average)
         return out
-
-

@@ -114,7 +114,7 @@ class DoubleWell(ControlProblem):
         Raises:
             ValueError: if sigma is 0.
         """
-        phi, _ = self._phi(float(t), x[:, 0].numpy().astype(np.float64))
+        phi, _ = self._phi(float(t), x[:, 0].detach().double().numpy())
         s2 = self.sigma**2
         return -s2 * self.weight * (torch.as_tensor(np.log(phi)) + self.kappa * (x[:, 0].square() - 1).square() / s2)
 
@@ -124,7 +124,7 @@ class DoubleWell(ControlProblem):
         Raises:
             ValueError: if sigma is 0.
         """
-        phi, slope = self._phi(float(t), x[:, 0].numpy().astype(np.float64))
+        phi, slope = self._phi(float(t), x[:, 0].detach().double().numpy())
         return self.sigma**2 * torch.as_tensor(slope / phi).unsqueeze(1) - self.drift(torch.zeros(()), x, None, None)
 
 

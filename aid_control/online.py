@@ -99,7 +99,9 @@ class OnlineActorCritic:
         finite = math.isfinite(problem.horizon)
         self.steps = round(problem.horizon / dt) if finite else 0
         if finite and (self.steps < 1 or abs(self.steps * dt - problem.horizon) > 1e-9 * problem.horizon):
-            raise ValueError(f"dt is {dt}, which does not divide the horizon {problem.horizon}; expected T/dt an integer")
+            raise ValueError(
+                f"dt is {dt}, which does not divide the horizon {problem.horizon}; expected T/dt an integer"
+            )
         self.ergodic = not finite and problem.discount == 0
         self.average = torch.zeros((), dtype=torch.float64)
         self.step_count = 0
@@ -140,9 +142,9 @@ class OnlineActorCritic:
         rates = [rate(self.step_count) for rate in self.rates]
         with torch.no_grad():
             for weight, gradient in zip(self.critic_weights, up, strict=True):
-                weight += rates[0] * gradient
+                weight.add_(gradient, alpha=rates[0])
             for weight, gradient in zip(self.actor_weights, down, strict=True):
-                weight -= rates[1] * gradient
+                weight.sub_(gradient, alpha=rates[1])
             if self.ergodic:
                 self.average = self.average + rates[2] * delta.mean()
         self.step_count += 1

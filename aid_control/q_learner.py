@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .improvement.q_learning import GaussianAdvantage, q_learning_loss
-from .increments import Increments
 from .noise import generator
 from .policy import GaussianPolicy
 from .problem import ControlProblem
-from .rollout import Trajectory, rollout
+from .rollout import Trajectory, fresh_increments, rollout
 from .schedules import Projection, Schedule, constant
 from .value import Shifted
 
@@ -56,10 +55,7 @@ class QLearner:
     def collect(self, x: Tensor, grid: Tensor) -> Trajectory:
         """Run the behaviour from x (B, d); costs without the entropy."""
         policy = self.behaviour or self.advantage.policy()
-        increments = None
-        if self.problem.noise != "none":
-            shape = self.problem.noise_dim(x)
-            increments = Increments.sample(grid, x.shape[0], shape, self.seed, self.iteration, 1, dtype=x.dtype)
+        increments = fresh_increments(self.problem, x, grid, self.seed, self.iteration, 1)
         noise = generator(self.seed, self.iteration, 2)
         with torch.no_grad():
             return rollout(self.problem, policy, x, grid, None, (), "sampled", noise=noise, increments=increments)
@@ -74,7 +70,7 @@ class QLearner:
         with torch.no_grad():
             rates = [rate(self.iteration) for rate, group in zip(self.rates, groups, strict=True) for _ in group]
             for weight, rate, gradient in zip([w for g in groups for w in g], rates, gradients, strict=True):
-                weight -= rate * gradient
+                weight.sub_(gradient, alpha=rate)
             if self.projection is not None:
                 for weight in groups[1]:
                     weight.copy_(self.projection(weight))

@@ -32,7 +32,7 @@ from .motion import Engine, Mode, Motion, Solver
 from .policy import GaussianPolicy
 from .problem import ControlProblem
 
-__all__ = ["Engine", "Mode", "Solver", "Trajectory", "rollout"]
+__all__ = ["Engine", "Mode", "Solver", "Trajectory", "fresh_increments", "rollout"]
 
 
 @dataclass
@@ -82,6 +82,13 @@ class Trajectory:
         weights = self.discounts().to(self.costs[0]).unsqueeze(1)
         total = (weights[:-1] * torch.stack(self.costs)).sum(0)
         return total if self.terminal is None else total + weights[-1] * self.terminal
+
+
+def fresh_increments(problem: ControlProblem, x: Tensor, grid: Tensor, *key: int) -> Increments | None:
+    """Brownian increments for the states x (B, ...) of a problem, keyed by ``key``; ``None`` without noise."""
+    if problem.noise == "none":
+        return None
+    return Increments.sample(grid, x.shape[0], problem.noise_dim(x), *key, dtype=x.dtype)
 
 
 def rollout(

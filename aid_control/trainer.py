@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from .evaluation import EVALUATIONS, clstd, terminal_gradient_loss
 from .improvement import ESTIMATORS, policy_gradient_loss
-from .increments import Increments
 from .noise import generator
 from .policy import GaussianPolicy
 from .problem import ControlProblem
-from .rollout import Mode, Trajectory, rollout
+from .rollout import Mode, Trajectory, fresh_increments, rollout
 from .schedules import Projection, Schedule, constant
 from .value import Shifted
 
@@ -150,11 +149,7 @@ class ActorCritic:
             self.policy.variance = lambda t: self.problem.policy_variance(t, lam, dim)
             self.value.temperature = lam
         gen = generator(self.seed, 0xAC7, self.iteration)
-        increments = None
-        if self.problem.noise != "none":
-            shape, count = self.problem.noise_dim(batch.x), batch.x.shape[0]
-            key = (self.seed, 0xB0, self.iteration, 1)
-            increments = Increments.sample(batch.grid, count, shape, *key, dtype=batch.x.dtype)
+        increments = fresh_increments(self.problem, batch.x, batch.grid, self.seed, 0xB0, self.iteration, 1)
         return rollout(
             self.problem,
             self.policy,

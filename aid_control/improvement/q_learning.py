@@ -82,9 +82,7 @@ def q_learning_loss(
         trajectory: made by any policy; its costs without the entropy.
         average: eta of an ergodic problem.
     """
-    q = torch.stack(
-        [advantage(t, trajectory.states[k], trajectory.actions[k]) for k, t, _ in trajectory.steps()]
-    )
+    q = torch.stack([advantage(t, trajectory.states[k], trajectory.actions[k]) for k, t, _ in trajectory.steps()])
     weights = trajectory.discounts().to(q)[:-1].unsqueeze(1) * trajectory.times.diff().to(q).unsqueeze(1)
     delta = (temporal_differences(values, trajectory, average) - weights * q).detach()
     return -((torch.stack(values[:-1]) + q) * delta).sum(0).mean()
@@ -173,4 +171,3 @@ def least_squares_q(
     curvature[..., i, j] = flat
     curvature[..., j, i] = flat
     return QSolution(solution[:, :p], solution[:, p : p + s].reshape(groups, m, -1), curvature)
-
