@@ -8,8 +8,9 @@ actions w_k, and moves the mean:
 
 whose gradient at the current policy is the (variance-pre-multiplied) policy gradient.  The estimator
 ``"policy_gradient"`` is the plain policy gradient of the entropy-regularised problem instead, for a policy whose
-covariance may be learned too: costs carry tau log pi, and the critic is V^tau.  Probes are cached in the trajectory, so that the updates never call the frozen system again, and a trajectory can be used for
-several of them.  Every iteration's randomness is keyed by its number: a restarted run is the same run.
+covariance may be learned too: costs carry tau log pi, and the critic is V^tau. Probes are cached in the trajectory,
+so that the updates never call the frozen system again, and a trajectory can be used for several of them. Every
+iteration's randomness is keyed by its number: a restarted run is the same run.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ equations (section 4.2 there),
     E\sum_k \xi_k\,(d_k\varphi_k - d_{k+1}\varphi_{k+1})'\,\theta
         = E\sum_k \xi_k\, d_k c_k\Delta t \;+\; E\, \xi_{K-1}\, d_K \Psi, \qquad d_k = e^{-\rho t_k},\; \varphi_K := 0,
 
-with the trace :math:`\xi_k = \sum_{i\le k}\lambda^{t_k-t_i}\varphi_i` (:math:`\varphi_k` for lambda = 0).  No step size, no
-iteration.
+with the trace :math:`\xi_k = \sum_{i\le k}\lambda^{t_k-t_i}\varphi_i` (:math:`\varphi_k` for lambda = 0). No step
+size, no iteration.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def temporal_differences(values: list[Tensor], trajectory: Trajectory, average: 
 def increments_of(per_step: Tensor, trajectory: Trajectory, decay: float) -> Tensor:
     r"""sum_{k >= i} lambda^{t_k - t_i} y_k, (K, B): the future of a process as an eligibility trace at i sees it.
 
-    Because :math:`\sum_k (\sum_{i \le k} \lambda^{t_k - t_i} a_i) y_k = \sum_i a_i (\sum_{k \ge i} \lambda^{t_k - t_i} y_k)`,
+    Because
+    :math:`\sum_k (\sum_{i \le k} \lambda^{t_k - t_i} a_i) y_k = \sum_i a_i (\sum_{k \ge i} \lambda^{t_k - t_i} y_k)`,
     traces need no storage of a.
 
     Args:

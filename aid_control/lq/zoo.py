@@ -85,7 +85,8 @@ def aid_toy(
 ) -> LQProblem:
     r"""The AID toy of :mod:`.toy` with a fixed goal c.
 
-    dx = (-ax + u) dt, cost :math:`\tfrac\beta2\int|u|^2 dt + \tfrac12|x_T - c|^2`; the constant :math:`|c|^2/2` is left out of the value.
+    dx = (-ax + u) dt, cost :math:`\tfrac\beta2\int|u|^2 dt + \tfrac12|x_T - c|^2`; the constant :math:`|c|^2/2` is
+    left out of the value.
 
     Args:
         a: decay rate of the frozen drift.
@@ -106,8 +107,9 @@ def gaussian_drift_guidance(
     r"""Guidance of a diffusion model whose images are Gaussian, N(mu, C), in the clock t = sigma_max - sigma.
 
     The probability flow is affine: :math:`b = (D - x)/\sigma` with
-    :math:`D - x = -\sigma^2 (C + \sigma^2 I)^{-1}(x - \mu)`, so :math:`b = -\sigma (C + \sigma^2 I)^{-1}(x - \mu)` with sigma = sigma_max - t, and the flow ends at sigma_min.
-    Cost :math:`\tfrac\beta2\int|u|^2 + \tfrac12|x_T - m|^2` with the posterior mean m as target (a constant left out).
+    :math:`D - x = -\sigma^2 (C + \sigma^2 I)^{-1}(x - \mu)`, so :math:`b = -\sigma (C + \sigma^2 I)^{-1}(x - \mu)`
+    with sigma = sigma_max - t, and the flow ends at sigma_min. Cost
+    :math:`\tfrac\beta2\int|u|^2 + \tfrac12|x_T - m|^2` with the posterior mean m as target (a constant left out).
 
     Args:
         covariance: C, (d, d) symmetric positive semidefinite.

@@ -110,7 +110,8 @@ def test_exploration_adds_the_variance_of_the_sampled_noise():
         want = sum(c["D"][j] @ full @ full.mT @ c["D"][j].mT for j in range(2))
         assert torch.allclose(columns @ columns.mT, want.expand(4, 3, 3))
         covariance = factor**2 if factor.dim() == 0 else full @ full.mT
-        assert problem.exploration_cost(T0, covariance, 2).item() == pytest.approx((c["R"] @ full @ full.mT).trace() / 2)
+        assert problem.exploration_cost(T0, covariance, 2).item() == pytest.approx((c["R"] @ full @ full.mT).trace() /
+        2)
     assert LQProblem(**{k: v for k, v in c.items() if k != "D"}).exploration_columns(T0, x, lower) is None
 
 
@@ -184,7 +185,8 @@ def test_a_batch_of_problems_is_its_single_problems(shared, moving):
             assert torch.allclose(together[name][mine], value), name
     cost = batch.exploration_cost(T0, factors @ factors.mT, 2)
     weights = batch.at("R", T0).expand(groups, 2, 2)
-    assert torch.allclose(cost, torch.stack([(r @ f @ f.mT).trace() / 2 for r, f in zip(weights, factors, strict=True)]))
+    assert torch.allclose(cost, torch.stack([(r @ f @ f.mT).trace() / 2 for r, f in zip(weights, factors,
+    strict=True)]))
 
 
 def test_a_policy_of_each_seed_on_one_problem():

@@ -257,9 +257,9 @@ def test_a_batch_is_its_single_problems(kind):
             alone, mine = riccati(LQProblem(**c, discount=0.2), 0.7), slice(2 * i, 2 * i + 2)
             for a, b in zip(together.value.terms(t), alone.value.terms(t), strict=True):
                 assert near(a[i], b)
-            assert near(values[mine], alone.value(t, x[i])) and near(together.value.gradient(t, rows)[mine], alone.value.gradient(t, x[i]))
-            assert near(means[mine], alone.policy.mean(at, x[i], None, None))
-            assert near(together.policy.covariance(at)[i], alone.policy.covariance(at))
+            assert near(values[mine], alone.value(t, x[i])) and near(together.value.gradient(t, rows)[mine],
+            alone.value.gradient(t, x[i])) assert near(means[mine], alone.policy.mean(at, x[i], None, None)) assert
+            near(together.policy.covariance(at)[i], alone.policy.covariance(at))
 
 
 def test_problems_of_very_different_size_are_solved_equally_well():
@@ -307,8 +307,8 @@ def test_the_recovery_theorem(kind, d, m, seed, rho, tau, horizon):
         at = torch.tensor(left[0], dtype=F64)
         mean = cold.policy.mean(at, x, None, None)
         assert near(warm.policy.mean(at, x, None, None), mean, rtol=1e-7, atol=1e-8 * float(mean.abs().max()))
-        assert near(warm.policy.covariance(at) @ s_at(left[0]), tau * torch.eye(m, dtype=F64), rtol=1e-7, atol=1e-7 * tau)
-        assert cold.policy.covariance(at).abs().max() == 0
+        assert near(warm.policy.covariance(at) @ s_at(left[0]), tau * torch.eye(m, dtype=F64), rtol=1e-7, atol=1e-7 *
+        tau) assert cold.policy.covariance(at).abs().max() == 0
 
 
 def test_the_shift_by_hand():
