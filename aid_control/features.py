@@ -1,4 +1,4 @@
-r"""Functions linear in their weights: :math:`J_\theta = \theta \cdot \varphi(t, x)`, policy means :math:`W \varphi(t, x)`.
+r"""Functions linear in their weights: values :math:`\theta \cdot \varphi(t, x)`, means :math:`W \varphi(t, x)`.
 
 They are ordinary modules, so every gradient method takes them in the place of a network; the methods that *solve*
 for the weights (least squares) ask for :meth:`features` as well.  ``groups`` = S holds S independent weight

@@ -292,7 +292,6 @@ def solve(
     how: How = "closed",
     action_box: Box | None = None,
     action_nodes: int = 65,
-    control_dim: int | None = None,
     context: Any = None,
     target: Any = None,
     outputs: int = 1,
@@ -310,7 +309,6 @@ def solve(
             trapezoid rule, knowing nothing about H (tau > 0).
         action_box: (low, high) of every action, wide enough for the policies at every grid point.
         action_nodes: nodes a coordinate; a spacing of 0.8 standard deviations of the policy gives 1e-12.
-        control_dim: m; default d.
         context: xi, one for all grid points or (N, ...).
         target: the terminal cost's target, likewise.
         outputs: K, the number of equal intervals between output times.
@@ -322,7 +320,7 @@ def solve(
     """
     if how not in ("closed", "quadrature"):
         raise ValueError(f"how is {how!r}; expected 'closed' or 'quadrature'")
-    equation = _equation_of(problem, box, points, scheme, temperature, control_dim, context)
+    equation = _equation_of(problem, box, points, scheme, temperature, context)
     if how == "quadrature":
         if temperature == 0:
             raise ValueError("temperature is 0 with how='quadrature'; expected > 0: there is no density to integrate")
@@ -345,7 +343,6 @@ def policy_iteration(
     iterations: int = 6,
     initial: Feedback | None = None,
     temperature: float = 0.0,
-    control_dim: int | None = None,
     context: Any = None,
     target: Any = None,
     outputs: int = 1,
@@ -365,7 +362,6 @@ def policy_iteration(
         iterations: number of evaluations.
         initial: mean (N, m) of the first policy at (t, x); default 0.  Its covariance is tau I.
         temperature: tau; at 0 policies are deterministic.
-        control_dim: m; default d.
         context: xi.
         target: the terminal cost's target.
         outputs: K.
@@ -379,12 +375,13 @@ def policy_iteration(
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; expected at least 1")
-    equation = _equation_of(problem, box, points, "central", temperature, control_dim, context)
-    sweeps: list[_Sweep] = []
+    equation = _equation_of(problem, box, points, "central", temperature, context)
+    last: _Sweep | None = None
     solutions = []
     for _ in range(iterations):
-        sweeps = [_Sweep(equation, initial, sweeps[-1] if sweeps else None)]
-        solutions.append(_march(equation, target, outputs, max_steps, sweeps[-1].slope, sweeps[-1].rate))
+        sweep = _Sweep(equation, initial, last)
+        solutions.append(_march(equation, target, outputs, max_steps, sweep.slope, sweep.rate))
+        sweep.previous, last = None, sweep  # policies at every stage are large: keep one set
     return solutions
 
 
@@ -402,6 +399,8 @@ class _Sweep:
             return self.previous.improved[len(self.improved)]
         x, m, tau = self.equation.grid.states, self.equation.control_dim, self.equation.temperature
         mean = torch.zeros(len(x), m, dtype=x.dtype) if self.initial is None else self.initial(t, x)
+        if mean.shape != (len(x), m):
+            raise ValueError(f"initial returned a mean of shape {tuple(mean.shape)}; expected {(len(x), m)}")
         return mean, (tau * torch.eye(m, dtype=x.dtype)).expand(len(x), m, m)
 
     def slope(self, t: Tensor, v: Tensor) -> Tensor:
@@ -432,7 +431,6 @@ def _equation_of(
     points: Sequence[int],
     scheme: Scheme,
     temperature: float,
-    control_dim: int | None,
     context: Any,
 ) -> _Equation:
     if scheme not in ("central", "upwind"):
@@ -444,9 +442,12 @@ def _equation_of(
     if scheme == "central" and problem.noise == "none":
         raise ValueError("scheme is 'central' for a problem without noise, where it is unstable; expected 'upwind'")
     grid = Grid.uniform(box, points)
-    m = len(box) if control_dim is None else control_dim
-    if m < 1:
-        raise ValueError(f"control_dim is {m}; expected at least 1")
+    t, x = torch.tensor(problem.horizon, dtype=torch.float64), grid.states
+    try:
+        m = problem.pull(t, x, x).shape[1]
+        problem.drift(t, x, context, problem.probe(t, x, context))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"box has {len(box)} dimensions, but the problem refuses such states: {error}") from error
     return _Equation(problem, grid, scheme == "upwind", temperature, m, context)
 
 

@@ -2,8 +2,8 @@ r"""The martingale loss (Jia & Zhou 2022a, section 4.1): regression of J on the 
 
 .. math::
     ML(\theta) = \tfrac12 E \int_0^T |M_T - M_t^\theta|^2 dt
-               = \tfrac12 E \int_0^T \Big| e^{-\rho T}\Psi + \int_t^T e^{-\rho s} c_s ds - e^{-\rho t} J_\theta(t,
-               X_t) \Big|^2 dt .
+               = \tfrac12 E \int_0^T \Big| e^{-\rho T}\Psi + \int_t^T e^{-\rho s} c_s ds
+                 - e^{-\rho t} J_\theta(t, X_t) \Big|^2 dt .
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
 r"""q-learning (Jia & Zhou 2023): the value and the advantage *rate* together, on- and off-policy.
 
-.. math::  q(t, x, a) = J_t + H(t, x, a, J_x, J_{xx}) - \rho J, \qquad \int e^{-q/\tau} da = 1, \qquad \pi \propto e^{-q/\tau} .
+.. math::
+    q(t, x, a) = J_t + H(t, x, a, J_x, J_{xx}) - \rho J, \qquad
+    \int e^{-q/\tau} da = 1, \qquad \pi \propto e^{-q/\tau} .
 
 For any behaviour policy :math:`e^{-\rho s}J + \int e^{-\rho u}(c - q)\,du` is a martingale (c without the entropy),
 so with :math:`\delta_i = J_{i+1} - J_i + (c_i - q_i - \rho J_i)\Delta t`
 
-.. math::  \theta \mathrel{+}= a \sum \partial_\theta J\, \delta, \qquad \psi \mathrel{+}= a \sum \partial_\psi q\, \delta .
+.. math::
+    \theta \mathrel{+}= a \sum \partial_\theta J\, \delta, \qquad
+    \psi \mathrel{+}= a \sum \partial_\psi q\, \delta .
 
 :class:`GaussianAdvantage` is the normalised q of a Gaussian policy. :func:`least_squares_q` solves the same equations
 in one go for a value linear in its weights and :math:`q = g(t, x)\cdot e + \tfrac12 e'S(t)e`, e = a - m(t, x)
