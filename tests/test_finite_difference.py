@@ -321,9 +321,8 @@ def test_recovery_in_two_dimensions(scheme, gain, tau, nodes):
     problem = VanDerPol(gain=gain, **OSCILLATOR)
     m = problem.control_dim
     reach = 4.5 + 6.5 * math.sqrt(tau / problem.weight)
-    common = {"scheme": scheme, "control_dim": m}
     box, points = [(-2, 2), (-2, 2)], [13, 11]
-    plain = solve(problem, box, points, **common)
+    plain = solve(problem, box, points, scheme=scheme)
     exploring = solve(
         problem,
         box,
@@ -332,7 +331,7 @@ def test_recovery_in_two_dimensions(scheme, gain, tau, nodes):
         how="quadrature",
         action_box=[(-reach, reach)] * m,
         action_nodes=nodes,
-        **common,
+        scheme=scheme,
     )
     assert plain.policy(0).shape == (13, 11, m)
     assert (plain.policy(0) - exploring.policy(0)).abs().max() < 1e-8
@@ -344,7 +343,7 @@ def test_self_convergence_in_two_dimensions(scheme, slope, tolerance):
     problem, found = VanDerPol(**OSCILLATOR), []
     for n in (17, 33, 65):
         every = (n - 1) // 16
-        solution = solve(problem, [(-2, 2), (-2, 2)], [n, n], scheme=scheme, control_dim=1)
+        solution = solve(problem, [(-2, 2), (-2, 2)], [n, n], scheme=scheme)
         found.append((solution.values[0][::every, ::every], solution.policy(0)[::every, ::every, 0]))
     for coarse, middle, fine in zip(*found, strict=True):
         inside = slice(4, 13)
@@ -375,8 +374,8 @@ def test_policy_iteration_decreases_and_stops_at_the_solution(tau):
 
 def test_policy_iteration_in_two_dimensions():
     problem = VanDerPol(**OSCILLATOR)
-    sequence = policy_iteration(problem, [(-2, 2)] * 2, [17, 17], iterations=4, temperature=0.1, control_dim=1)
-    solution = solve(problem, [(-2, 2)] * 2, [17, 17], temperature=0.1, control_dim=1)
+    sequence = policy_iteration(problem, [(-2, 2)] * 2, [17, 17], iterations=4, temperature=0.1)
+    solution = solve(problem, [(-2, 2)] * 2, [17, 17], temperature=0.1)
     inside = slice(4, 13)
     values = [s.values[0][inside, inside] for s in sequence]
     assert all(bool((later < earlier + 1e-9).all()) for earlier, later in zip(values, values[1:], strict=False))
@@ -433,7 +432,7 @@ def test_interpolation():
         ("how is 'exact'", {"how": "exact"}),
         ("scheme is 'godunov'", {"scheme": "godunov"}),
         ("scheme is 'central' for a problem without noise", {"problem": Linear(sigma=0.0)}),
-        ("control_dim is 0", {"control_dim": 0}),
+        ("box has 1 dimensions, but the problem refuses", {"problem": VanDerPol()}),
         ("outputs is 0", {"outputs": 0}),
         ("more than max_steps = 10;", {"max_steps": 10}),
         ("more than max_steps = 100000;", {"problem": Linear(sigma=500.0)}),
@@ -451,6 +450,9 @@ def test_bad_input_of_policy_iteration():
         policy_iteration(Linear(), [(-1, 1)], [21], iterations=0)
     with pytest.raises(ValueError, match="without noise"):
         policy_iteration(Linear(sigma=0.0), [(-1, 1)], [21])
+
+    with pytest.raises(ValueError, match=r"initial returned a mean of shape \(21,\); expected \(21, 1\)"):
+        policy_iteration(Linear(), [(-1, 1)], [21], initial=lambda t, x: x[:, 0])
 
     class Ending(Linear):
         singular_end = True

@@ -69,12 +69,12 @@ def additive():
 def not_commuting():
     """dX^1 = dW^1, dX^2 = X^1 dW^2: a Levy area, which increments do not know; the exact one is the finest sum."""
 
+    def iterated(fine):
+        return (fine.path()[:-1, :, 0] * fine.dw[:, :, 1]).sum(0)
+
     def exact(fine, x0):
         w = fine.path()
         return torch.stack([x0[:, 0] + w[-1, :, 0], x0[:, 1] + x0[:, 0] * w[-1, :, 1] + iterated(fine)], dim=1)
-
-    def iterated(fine):
-        return (fine.path()[:-1, :, 0] * fine.dw[:, :, 1]).sum(0)
 
     def diffuse(t, x, dw):
         return torch.stack([dw[:, 0], x[:, 0] * dw[:, 1]], dim=1)

