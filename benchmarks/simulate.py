@@ -7,7 +7,7 @@ float64: one with additive noise, one whose four columns depend on state and con
 of its noise and keeps all states, but for the rollout with ``keep=False``.  All contenders are first shown to end in
 the same states on one Brownian path; then they take turns, and the ratios are those of the fastest turns (medians are
 printed beside them).  The rollout adds up the costs; torchsde does not, and the hand-written loop is timed with and
-without.  (With 100 steps, plain torchsde may grow its tree of times without bound.)
+without.
 """
 
 from __future__ import annotations
