@@ -82,9 +82,13 @@ class LinearValue(_TimesMonomials):
     ) -> None:
         super().__init__(dim, degree, time_degree, horizon, 0, groups)
 
+    def known(self, t: Tensor | float, x: Tensor) -> Tensor | float:
+        """A part of J that is not learned, (B,); override it for J = known + theta . phi."""
+        return 0.0
+
     def forward(self, t: Tensor | float, x: Tensor, context: Any = None, probe: Any = None) -> Tensor:
         """J, (B,)."""
-        return dot(self.weights, self.features(t, x))
+        return dot(self.weights, self.features(t, x)) + self.known(t, x)
 
 
 class LinearMean(_TimesMonomials):

@@ -309,14 +309,11 @@ def filled(critic, seed=3):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("anchored", [True, False])
-@pytest.mark.parametrize("discount", [0.0, 0.3])
+@pytest.mark.parametrize(("anchored", "discount"), [(True, 0.0), (True, 0.3), (False, 0.3)])
 def test_clstd_is_where_ctd_rests(decay, anchored, discount):
     """On the same data, with the trace, the discount and the shift by lambda t."""
     path = small(discount, paths=200)
     value = Shifted(LinearValue(2, 0 if not anchored else 1), 0.6, anchored)
-    if not anchored and not discount:
-        pytest.skip("a constant is not determined")
     theta = clstd(value, path, decay)
     gradient = torch.autograd.grad(ctd_loss(value, path, decay), value.critic.weights)[0]
     assert gradient.abs().max() < 1e-9 * (1 + theta.abs().max())
@@ -475,10 +472,10 @@ def test_a_network_is_trained_by_the_same_losses(name):
     """Plain Adam on one batch brings the error of the value down."""
     problem = LQProblem(-0.5, 1.0, Q=1.0, R=1.0, s=[[0.3]], G=1.0, discount=0.5)
     policy = AffineGaussian.constant([[-0.4]], [0.3], 0.3)
-    grid = time_grid(1.0, steps=10)
-    path = rollout(problem, policy, 1.5 * randn(600, 1, seed=2), grid, target=(), mode="sampled", noise=generator(1))
+    grid = time_grid(1.0, steps=5)
+    path = rollout(problem, policy, 1.5 * randn(300, 1, seed=2), grid, target=(), mode="sampled", noise=generator(1))
     torch.manual_seed(0)
-    critic = NeuralValue(1, 16, 1).double()
+    critic = NeuralValue(1, 12, 1).double()
     exact = scheme_value(problem, policy, grid, "sampled")
     x = torch.linspace(-2, 2, 21, dtype=F64)[:, None]
 
@@ -487,8 +484,8 @@ def test_a_network_is_trained_by_the_same_losses(name):
             return float((critic(0.0, x) - exact(0.0, x)).square().mean().sqrt())
 
     before = error()
-    optimizer = torch.optim.Adam(critic.parameters(), lr=0.02)
-    for _ in range(150):
+    optimizer = torch.optim.Adam(critic.parameters(), lr=0.03)
+    for _ in range(120):
         optimizer.zero_grad()
         EVALUATIONS[name](Shifted(critic), path).backward()
         optimizer.step()
@@ -526,6 +523,32 @@ def test_groups_are_separate_least_squares():
 def test_clstd_refuses_a_network():
     with pytest.raises(ValueError, match="critic is a NeuralValue; expected a LinearValue"):
         clstd(Shifted(NeuralValue(2).double()), small())
+
+
+@pytest.mark.xfail(strict=True, reason="the constant, which nothing determines, spoils the other weights")
+def test_an_undetermined_constant_does_no_harm():
+    """No discount, no terminal cost: x'Px is determined, the constant is not (dX = -X dt + ..., cost x^2/2 - 1/8)."""
+    problem = LQProblem(-1.0, 1.0, Q=1.0, R=0.0, s=[[0.5]], horizon=2.0)
+    grid, x = time_grid(2.0, steps=40), 1 + randn(20_000, 1)
+    path = rollout(problem, AffineGaussian.constant([[0.0]]), x, grid, entropy=3)
+    # eta = E x^2/2 = 1/16 of the stationary law
+    path = replace(path, costs=[c - 0.05 / 16 for c in path.costs])
+    found = clstd(Shifted(LinearValue(1, 0), anchored=False), path)
+    assert found[1].item() == pytest.approx(0, abs=0.03) and found[2].item() == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.xfail(strict=True, reason="weights without dimensions are not flattened")
+def test_sensitivities_of_a_single_number():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level = nn.Parameter(torch.zeros((), dtype=F64))
+
+        def forward(self, t, x, context=None, probe=None):
+            return self.level * x[:, 0]
+
+    x = randn(4, 2)
+    assert torch.equal(sensitivities(Constant(), torch.tensor(0.3), x), x[:, :1])
 
 
 def test_a_ridge_is_relative():

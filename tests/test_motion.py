@@ -194,7 +194,7 @@ def test_common_random_numbers_on_the_regret_problem():
 
 
 def test_antithetic_paths_reduce_the_variance():
-    """Of a convex cost by half and more, of a linear one of a linear system to nothing."""
+    """Beyond the halving of two paths for a convex cost; to nothing for a linear cost of a linear system."""
     grid = time_grid(1.0, steps=50)
     half = Increments.sample(grid, 2000, (2,), 1)
     cost = regret_cost(-1.5, half.antithetic(), grid, variance=0.2)

@@ -74,11 +74,14 @@ def clstd(value: Shifted, trajectory: Trajectory, decay: float = 0.0, ridge: flo
         ahead = torch.zeros_like(now) if free else at(k + 1)
         matrix += trace.mT @ (weights[k] * now - weights[k + 1] * ahead)
         gain = weights[k] * trajectory.costs[k]
-        # J = theta . phi - lambda t: the shift moves to the right-hand side
+        # J = known + theta . phi - lambda t: what is known moves to the right-hand side
         shift = value.temperature * (weights[k] * t - weights[k + 1] * (t + dt))
+        shift = shift - weights[k] * critic.known(t, trajectory.states[k])
         if free:
             assert trajectory.terminal is not None, "the terminal anchor needs a rollout with a target"
-            gain = gain + weights[k + 1] * trajectory.terminal
+            shift = shift + weights[k + 1] * trajectory.terminal
+        else:
+            shift = shift + weights[k + 1] * critic.known(t + dt, trajectory.states[k + 1])
         vector += (trace.mT @ (gain + shift).reshape(groups, -1, 1)).squeeze(-1)
         now = ahead
     theta = solve_linear(matrix, vector, ridge).reshape(critic.weights.shape)

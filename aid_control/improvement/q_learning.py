@@ -151,13 +151,15 @@ def least_squares_q(
     phi, q = basis(0, steps[0])
     for k in range(len(steps)):
         last = k == len(steps) - 1
-        gain = weights[k] * trajectory.costs[k]
+        t, x = trajectory.times[k], trajectory.states[k]
+        gain = weights[k] * (trajectory.costs[k] - critic.known(t, x))
         if last:
             assert trajectory.terminal is not None, "least squares q needs a terminal cost"
             gain = gain + weights[k + 1] * trajectory.terminal
             change = weights[k] * phi
         else:
             ahead, q_ahead = basis(k + 1, steps[k + 1])
+            gain = gain + weights[k + 1] * critic.known(trajectory.times[k + 1], trajectory.states[k + 1])
             change = weights[k] * phi - weights[k + 1] * ahead
         test = torch.cat([phi, q], dim=2)
         row = torch.cat([change, weights[k] * q], dim=2)

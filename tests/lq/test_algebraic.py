@@ -390,7 +390,7 @@ def test_what_cannot_be_stabilised_is_refused(name):
 
 @pytest.mark.parametrize("a", [0.3, 0.45, 0.49, 0.499])
 def test_what_can_just_be_stabilised_is_solved(a):
-    """dX = (aX + u) dt + u dW: Q - P (P/(1 + P)) P/P + 2aP = 0 with Q = R = 1, i.e. (2a - 1) P^2 + (2a + 1) P + 1 = 0."""
+    """dX = (aX + u) dt + u dW, Q = R = 1: 2aP + 1 = P^2/(1 + P), i.e. (2a - 1) P^2 + (2a + 1) P + 1 = 0."""
     big = algebraic(LQProblem(a, 1.0, Q=1.0, R=1.0, D=1.0)).value.terms(0.0)[0].item()
     assert big == pytest.approx(max(np.roots([2 * a - 1, 2 * a + 1, 1]).real), rel=1e-9)
 
