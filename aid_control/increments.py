@@ -8,13 +8,15 @@ often; an antithetic set adds the reflected paths -W.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .noise import generator, normal
+from .noise import normal
 
 __all__ = ["Increments", "time_grid"]
 
@@ -28,12 +30,12 @@ def time_grid(horizon: float, *, steps: int | None = None, dt: float | None = No
         dt: the step, which must divide T.
 
     Raises:
-        ValueError: for a step that does not divide T, or not exactly one of ``steps`` and ``dt``.
+        ValueError: for an infinite horizon, a step that does not divide T, or not exactly one of ``steps`` and ``dt``.
     """
     if (steps is None) == (dt is None):
         raise ValueError("expected exactly one of steps and dt")
-    if not horizon > 0:
-        raise ValueError(f"horizon is {horizon}; expected T > 0")
+    if not 0 < horizon < math.inf:
+        raise ValueError(f"horizon is {horizon}; expected T > 0, finite")
     if dt is not None:
         if not dt > 0:
             raise ValueError(f"dt is {dt}; expected dt > 0")
@@ -76,7 +78,7 @@ class Increments:
     def sample(
         cls, grid: Tensor, paths: int, shape: Sequence[int], *key: int, dtype: torch.dtype = torch.float64
     ) -> Increments:
-        """Fresh increments, a pure function of the key (for a given machine and version of torch).
+        """Fresh increments, a pure function of the key.
 
         Args:
             grid: times (K + 1,).
@@ -85,8 +87,11 @@ class Increments:
             *key: integers.
             dtype: of the increments.
         """
-        noise = torch.randn(len(grid) - 1, paths, *shape, generator=generator(*key), dtype=dtype)
-        return cls(grid, cls._scale(grid, noise))
+        # numpy's SFC64 draws float64 normals about twice as fast as torch; most of a simulation's time is here
+        bits = np.random.SFC64(np.random.SeedSequence([len(key), *(k % 2**32 for k in key)]))
+        kind = np.float32 if dtype == torch.float32 else np.float64
+        noise = np.random.Generator(bits).standard_normal((len(grid) - 1, paths, *shape), dtype=kind)
+        return cls(grid, cls._scale(grid, torch.from_numpy(noise).to(dtype)))
 
     @classmethod
     def per_path(

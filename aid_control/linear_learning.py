@@ -24,7 +24,7 @@ from .improvement.q_learning import QSolution, least_squares_q
 from .noise import generator
 from .policy import GaussianPolicy
 from .problem import ControlProblem
-from .rollout import Trajectory, fresh_increments, rollout
+from .rollout import Trajectory, rollout
 from .schedules import Projection, Schedule, constant, positive_definite
 
 __all__ = ["LeastSquaresActorCritic"]
@@ -76,9 +76,10 @@ class LeastSquaresActorCritic:
         """Run the current policy from x with fresh noise."""
         v = self.variance * self.temperature_schedule(self.iteration)
         policy = GaussianPolicy(self.actor, lambda t: v)
-        increments = fresh_increments(self.problem, x, grid, self.seed, self.iteration, 1)
         noise = generator(self.seed, self.iteration, 2)
-        return rollout(self.problem, policy, x, grid, target=(), mode="sampled", noise=noise, increments=increments)
+        return rollout(
+            self.problem, policy, x, grid, target=(), mode="sampled", noise=noise, entropy=(self.seed, self.iteration)
+        )
 
     @torch.no_grad()
     def iterate(self, x: Tensor, grid: Tensor) -> QSolution:

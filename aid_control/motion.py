@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .increments import Increments
-from .noise import brownian
+from .noise import brownian, generator
 from .policy import GaussianPolicy
 from .problem import ControlProblem
 from .schemes import SCHEMES, Field, PathBrownian, torchsde_step
@@ -45,7 +45,7 @@ class Motion:
         solver: Solver,
         engine: Engine,
         increments: Increments | None,
-        entropy: int,
+        entropy: int | tuple[int, ...],
     ) -> None:
         self.problem, self.policy, self.grid, self.context, self.mode = problem, policy, grid, context, mode
         self.solver, self.engine = solver, engine
@@ -54,6 +54,8 @@ class Motion:
         self.columns = self._exploration(grid[0], x) if mode == "averaged" else None
         self.increments = increments
         self.path: Any = None
+        if engine == "own" and solver == "srk":
+            raise ValueError("solver 'srk' belongs to engine 'torchsde'; expected euler or milstein")
         if problem.noise == "none" and self.columns is None:
             if engine == "torchsde":
                 raise ValueError("engine 'torchsde' is for diffusing problems; expected 'own' for one without noise")
@@ -66,20 +68,22 @@ class Motion:
             wanted = (self.own + self.columns.shape[-1],)
         if increments is not None:
             self._check(increments, (x.shape[0], *wanted))
-            self.path = PathBrownian(increments) if engine == "torchsde" else None
+            if engine == "torchsde":
+                used = increments.dw[..., : wanted[-1]]
+                self.path = PathBrownian(Increments(increments.grid, used))
         elif engine == "torchsde":
             flat = (x.shape[0], math.prod(wanted))
-            self.path = brownian(float(grid[0]), float(grid[-1]), float(grid.diff().min()), flat, entropy, x)
+            step, area = float(grid.diff().min()), solver == "srk"
+            self.path = brownian(float(grid[0]), float(grid[-1]), step, flat, _number(entropy), x, area)
         else:
-            self.increments = Increments.sample(grid, x.shape[0], wanted, entropy, dtype=x.dtype)
-        if engine == "own" and solver == "srk":
-            raise ValueError("solver 'srk' belongs to engine 'torchsde'; expected euler or milstein")
+            key = entropy if isinstance(entropy, tuple) else (entropy,)
+            self.increments = Increments.sample(grid, x.shape[0], wanted, *key, dtype=x.dtype)
 
     def _check(self, increments: Increments, wanted: tuple[int, ...]) -> None:
         have = tuple(increments.dw.shape[1:])
         same = len(increments.grid) == len(self.grid) and torch.allclose(increments.grid.to(self.grid), self.grid)
-        flat = len(have) == len(wanted) == 2
-        fits = (have[0] == wanted[0] and have[1] >= wanted[1]) if flat else have == wanted
+        more = self.problem.noise == "columns" and have[:-1] == wanted[:-1] and have[-1] >= wanted[-1]
+        fits = have == wanted or more
         if not (same and fits):
             raise ValueError(
                 f"increments have {len(increments.grid)} times and shape {have}; expected the grid's "
@@ -140,3 +144,8 @@ class Motion:
                 dw = dw[..., : self.own]
         name = "euler" if singular else self.solver
         return SCHEMES[name](motion, t, s, x, dw), 2 if name == "heun" else 1
+
+
+def _number(key: int | tuple[int, ...]) -> int:
+    """One seed from a key."""
+    return key if isinstance(key, int) else generator(*key).initial_seed()

@@ -41,7 +41,7 @@ def per_image_normal(seeds: Sequence[int], shape: Sequence[int], *key: int) -> T
 
 
 def brownian(
-    t0: float, t1: float, dt: float, size: Sequence[int], entropy: int, like: Tensor
+    t0: float, t1: float, dt: float, size: Sequence[int], entropy: int, like: Tensor, area: bool = False
 ) -> torchsde.BrownianInterval:
     """A Brownian motion on [t0, t1] that is safe to query on a grid of step ``dt``.
 
@@ -52,7 +52,9 @@ def brownian(
         size: shape of W, (B, m).
         entropy: the seed of the path.
         like: gives dtype and device.
+        area: also its space-time Levy area, for torchsde's srk.
     """
     return torchsde.BrownianInterval(
-        t0=t0, t1=t1, size=tuple(size), entropy=entropy, dt=dt, dtype=like.dtype, device=like.device
-    )
+        t0=t0, t1=t1, size=tuple(size), entropy=entropy, dt=dt, dtype=like.dtype, device=like.device,
+        levy_area_approximation="space-time" if area else "none",
+    )  # fmt: skip

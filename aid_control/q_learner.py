@@ -13,7 +13,7 @@ from .improvement.q_learning import GaussianAdvantage, q_learning_loss
 from .noise import generator
 from .policy import GaussianPolicy
 from .problem import ControlProblem
-from .rollout import Trajectory, fresh_increments, rollout
+from .rollout import Trajectory, rollout
 from .schedules import Projection, Schedule, constant
 from .value import Shifted
 
@@ -55,10 +55,11 @@ class QLearner:
     def collect(self, x: Tensor, grid: Tensor) -> Trajectory:
         """Run the behaviour from x (B, d); costs without the entropy."""
         policy = self.behaviour or self.advantage.policy()
-        increments = fresh_increments(self.problem, x, grid, self.seed, self.iteration, 1)
         noise = generator(self.seed, self.iteration, 2)
         with torch.no_grad():
-            return rollout(self.problem, policy, x, grid, None, (), "sampled", noise=noise, increments=increments)
+            return rollout(
+                self.problem, policy, x, grid, None, (), "sampled", noise=noise, entropy=(self.seed, self.iteration)
+            )
 
     def iterate(self, x: Tensor, grid: Tensor) -> float:
         """One rollout and one joint update; returns the mean cost."""

@@ -32,7 +32,7 @@ from .motion import Engine, Mode, Motion, Solver
 from .policy import GaussianPolicy
 from .problem import ControlProblem
 
-__all__ = ["Engine", "Mode", "Solver", "Trajectory", "fresh_increments", "rollout"]
+__all__ = ["Engine", "Mode", "Solver", "Trajectory", "rollout"]
 
 
 @dataclass
@@ -84,13 +84,6 @@ class Trajectory:
         return total if self.terminal is None else total + weights[-1] * self.terminal
 
 
-def fresh_increments(problem: ControlProblem, x: Tensor, grid: Tensor, *key: int) -> Increments | None:
-    """Brownian increments for the states x (B, ...) of a problem, keyed by ``key``; ``None`` without noise."""
-    if problem.noise == "none":
-        return None
-    return Increments.sample(grid, x.shape[0], problem.noise_dim(x), *key, dtype=x.dtype)
-
-
 def rollout(
     problem: ControlProblem,
     policy: GaussianPolicy,
@@ -101,7 +94,7 @@ def rollout(
     mode: Mode = "mean",
     solver: Solver = "euler",
     noise: torch.Generator | None = None,
-    entropy: int = 0,
+    entropy: int | tuple[int, ...] = 0,
     increments: Increments | None = None,
     engine: Engine = "own",
     temperature: float = 0.0,
@@ -120,7 +113,7 @@ def rollout(
         mode: ``"mean"``, ``"averaged"`` or ``"sampled"``.
         solver: ``"euler"``, ``"heun"`` (no noise), ``"milstein"``; with torchsde its scheme's name.
         noise: generator of the sampled actions.
-        entropy: seed of the Brownian path of a diffusing problem, where no increments are given.
+        entropy: key of the Brownian paths of a diffusing problem, where no increments are given.
         increments: Brownian increments on this grid; trailing columns beyond the problem's own drive the
             spread of the averaged mode.
         engine: ``"own"`` or ``"torchsde"`` (slower; the general engine and cross-check).
@@ -140,8 +133,10 @@ def rollout(
             f"mode {mode!r}, solver {solver!r}, engine {engine!r}: expected one of {get_args(Mode)}, "
             f"{get_args(Solver)}, {get_args(Engine)}"
         )
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}; expected tau >= 0")
+    if temperature and not policy.covariance(grid[0]).any():
+        raise ValueError(f"temperature is {temperature} but the policy has no variance; expected tau = 0 or a spread")
     motion = Motion(problem, policy, x, grid, context, mode, solver, engine, increments, entropy)
     out = Trajectory(times=grid, context=context, target=target, discount=problem.discount, states=[x])
     last = len(grid) - 2

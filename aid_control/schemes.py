@@ -66,7 +66,7 @@ def milstein(field: Field, t: Tensor, s: Tensor, x: Tensor, dw: Tensor | None) -
     if diffuse is None or dw is None:
         return euler(field, t, s, x, dw)
 
-    dt = s - t
+    dt, x = s - t, x.contiguous()  # forward mode wants memory of its own
 
     def along(increment: Tensor) -> tuple[Tensor, Tensor]:
         at_x = diffuse(t, x, increment)

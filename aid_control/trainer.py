@@ -27,7 +27,7 @@ from .improvement import ESTIMATORS, policy_gradient_loss
 from .noise import generator
 from .policy import GaussianPolicy
 from .problem import ControlProblem
-from .rollout import Mode, Trajectory, fresh_increments, rollout
+from .rollout import Mode, Trajectory, rollout
 from .schedules import Projection, Schedule, constant
 from .value import Shifted
 
@@ -150,7 +150,6 @@ class ActorCritic:
             self.policy.variance = lambda t: self.problem.policy_variance(t, lam, dim)
             self.value.temperature = lam
         gen = generator(self.seed, 0xAC7, self.iteration)
-        increments = fresh_increments(self.problem, batch.x, batch.grid, self.seed, 0xB0, self.iteration, 1)
         return rollout(
             self.problem,
             self.policy,
@@ -160,7 +159,7 @@ class ActorCritic:
             batch.target,
             self.mode,
             noise=gen,
-            increments=increments,
+            entropy=(self.seed, 0xB0, self.iteration),
             temperature=self.temperature if entropic else 0.0,
         )
 

@@ -29,7 +29,7 @@ def set_weights(module, values):
     return module
 
 
-# --- The advantage -----------------------------------------------------------------------------------------------------
+# --- The advantage ---------------------------------------------------------------------------------------------------
 
 
 def advantage_2d(groups=None):
@@ -75,19 +75,19 @@ def test_a_temperature_must_be_positive(tau):
         GaussianAdvantage(nn.Identity(), tau, 1)
 
 
-# --- The fixed point ---------------------------------------------------------------------------------------------------
+# --- The fixed point -------------------------------------------------------------------------------------------------
 
 TAU, STEPS = 0.6, 10
 
 
-def soft_optimum(discount, a=-0.4, b=1.0, c=0.3, d=0.4, r=0.7, p=0.9):
+def soft_optimum(discount, steps=STEPS, a=-0.4, b=1.0, c=0.3, d=0.4, r=0.7, p=0.9):
     """A scalar problem whose soft-optimal (J, q) *on the grid* does not depend on time, found by hand.
 
     One step of the discrete problem,
     J(x) = softmin_a Dt (Qx^2 + Ra^2)/2 + e^{-rho Dt} E J(x + Dt (ax + bu) + (cx + du) dW_1 + s dW_2), keeps
     J = p x^2/2 for the Q that balances x^2 and the s that balances the constant, the price of the softmin.
     """
-    dt = 1 / STEPS
+    dt = 1 / steps
     gamma = math.exp(-discount * dt)
     curvature = r + gamma * p * (dt * b**2 + d**2)
     cross = gamma * p * ((1 + dt * a) * b + c * d)
@@ -181,16 +181,16 @@ def test_the_update_is_the_sum_by_hand():
             ahead = float(path.terminal[b]) if k == STEPS - 1 else 0.65 * p * float(path.states[k + 1][b]) ** 2
             delta = math.exp(-0.9 * dt) * ahead - 0.65 * p * y**2 + float(path.costs[k][b]) - (rate + 0.2) * dt
             delta *= math.exp(-0.9 * k * dt)
-            total_j += torch.tensor([1.0, y, y**2]) * delta
-            total_q += torch.tensor([-s * e, -s * e * y]) * delta
+            total_j += torch.tensor([1.0, y, y**2], dtype=F64) * delta
+            total_q += torch.tensor([-s * e, -s * e * y], dtype=F64) * delta
     assert torch.allclose(found[0].flatten(), -total_j / 7, rtol=1e-10)
     assert torch.allclose(found[1].flatten(), -total_q / 7, rtol=1e-10)
 
 
-# --- Least squares -----------------------------------------------------------------------------------------------------
+# --- Least squares ---------------------------------------------------------------------------------------------------
 
 
-def stationary_2d(discount, seed=30):
+def stationary_2d(discount, seed=40):
     """A random 2-d problem and a linear feedback whose deterministic value on the grid is x'Gx/2 at all times.
 
     Returns the problem, the feedback, and S and the matrix of g of its advantage rate on the grid,
@@ -198,8 +198,8 @@ def stationary_2d(discount, seed=30):
     """
     dt = 1 / STEPS
     big = randn(2, 2, seed=seed)
-    a, b = -0.5 * torch.eye(2, dtype=F64) + 0.4 * randn(2, 2, seed=seed + 1), randn(2, 2, seed=seed + 2)
-    c, d = 0.3 * randn(2, 2, 2, seed=seed + 3), 0.4 * randn(2, 2, 2, seed=seed + 4)
+    a, b = -0.8 * torch.eye(2, dtype=F64) + 0.4 * randn(2, 2, seed=seed + 1), randn(2, 2, seed=seed + 2)
+    c, d = 0.1 * randn(2, 2, 2, seed=seed + 3), 0.2 * randn(2, 2, 2, seed=seed + 4)
     r = torch.tensor([[1.0, 0.2], [0.2, 0.7]], dtype=F64)
     n, gain = 0.3 * randn(2, 2, seed=seed + 5), 0.4 * randn(2, 2, seed=seed + 6)
     p = big @ big.mT / 2 + 0.3 * torch.eye(2, dtype=F64)
@@ -227,7 +227,7 @@ def test_least_squares_finds_the_exact_advantage(discount, behaviour):
     cloud = torch.tensor([[0.8, 0.2], [0.2, 0.5]], dtype=F64)
     acting = {
         "around": AffineGaussian.constant(gain, None, 1.0),
-        "elsewhere": AffineGaussian.constant(gain.mT - 0.3, [0.5, -0.4], cloud),
+        "elsewhere": AffineGaussian.constant(gain.mT - 0.2, [0.5, -0.4], cloud),
     }[behaviour]
     x = 0.5 + 1.5 * randn(groups * paths, 2, seed=4)
     with torch.no_grad():
@@ -265,7 +265,8 @@ def test_its_answer_at_a_time():
     g, s = found.at(0.25, mean)
     z = -0.5
     assert torch.allclose(g, found.slope[..., :3] + z * found.slope[..., 3:])
-    assert torch.allclose(s, found.curvature[:, 0] + z * found.curvature[:, 1] + (1.5 * z**2 - 0.5) * found.curvature[:, 2])
+    c = found.curvature
+    assert torch.allclose(s, c[:, 0] + z * c[:, 1] + (1.5 * z**2 - 0.5) * c[:, 2])
 
 
 def test_least_squares_of_groups_are_separate():
@@ -282,33 +283,34 @@ def test_least_squares_of_groups_are_separate():
         assert torch.allclose(getattr(both, name)[1], getattr(one, name)[0], rtol=1e-6, atol=1e-9)
 
 
-# --- The loop ------------------------------------------------------------------------------------------------------------
+# --- The loop --------------------------------------------------------------------------------------------------------
 
 
-def loop(groups, behaviour=None, seed=0, **more):
-    lq, p, gain, curvature = soft_optimum(0.9)
+def loop(groups, behaviour=None, steps=STEPS, *rates, **more):
+    lq, p, gain, curvature = soft_optimum(0.9, steps)
     critic, q = LinearValue(1, 0, groups=groups), GaussianAdvantage(LinearMean(1, 1, 0, groups=groups), TAU, 1, groups)
-    learner = QLearner(lq, critic, q, behaviour, seed=seed, **more)
+    learner = QLearner(lq, critic, q, behaviour, *rates, **more)
     return learner, p, gain, curvature
 
 
-@pytest.mark.parametrize("who", ["on", "wide"])
+@pytest.mark.parametrize("who", ["on", "off"])
 def test_the_loop_finds_the_optimum(who):
     """From zero: gain, precision and value on eight seeds at once, on and off the policy."""
-    groups, paths, iterations = 8, 32, 1500
-    rate = power(0.05, 0.7, 300)
-    learner, p, gain, curvature = loop(groups, OFF[who], critic_rate=rate, mean_rate=rate, precision_rate=rate)
-    grid = time_grid(1.0, steps=STEPS)
+    groups, paths, iterations = 8, 64, 450
+    behaviour = None if who == "on" else AffineGaussian.constant([[-0.3]], [0.2], 1.0)
+    rates = [power(a, 0.8, 100) for a in (0.06, 0.12, 0.03)]
+    learner, p, gain, curvature = loop(groups, behaviour, 5, *rates)
+    grid = time_grid(1.0, steps=5)
     for i in range(iterations):
-        learner.iterate(0.5 + 1.2 * randn(groups * paths, 1, seed=1000 + i), grid)
+        x = torch.rand(groups * paths, 1, dtype=F64, generator=generator(i))
+        learner.iterate(3 * x - 1.5, grid)
     assert learner.iteration == iterations
     gains = learner.advantage.mean.weights.detach()[:, 0, 1]
     precision = (2 * learner.advantage.factor.detach()[:, 0, 0]).exp()
     value = 2 * learner.critic.weights.detach()[:, 2]
-    error = ((gains - gain) / gain).abs()
-    assert error.median() < 0.06 and error.max() < 0.2, (gains, gain)
-    assert ((precision - curvature) / curvature).abs().median() < 0.1, (precision, curvature)
-    assert ((value - p) / p).abs().median() < 0.1, (value, p)
+    for found, wanted, bar in ((gains, gain, 0.06), (precision, curvature, 0.05), (value, p, 0.05)):
+        error = ((found - wanted) / wanted).abs()
+        assert error.median() < bar and error.max() < 4 * bar, (found, wanted)
 
 
 def test_the_loop_repeats_bit_by_bit_and_depends_on_the_seed():
@@ -361,9 +363,9 @@ def test_a_network_learns_by_the_same_loop():
     learner = QLearner(lq, Value(), q, policy)
     before = [w.detach().clone() for w in learner.critic.parameters()]
     grid = time_grid(1.0, steps=STEPS)
-    for i in range(300):
+    for i in range(150):
         learner.iterate(1.5 * randn(64, 1, seed=i), grid)
     assert any(not torch.equal(a, b) for a, b in zip(before, learner.critic.parameters(), strict=True))
     assert not policy.mean.weights.any()  # the behaviour is not touched
     # in the right direction, most of the way: the critic is crude
-    assert 0.5 < float(q.mean.weights[0, 1]) / gain < 1.5
+    assert 0.5 < float(q.mean.weights.detach()[0, 1]) / gain < 1.5

@@ -52,12 +52,13 @@ def scheme_value(
     for t, s in zip(times[-2::-1], times[:0:-1], strict=True):
         dt, c = s - t, numpy_at(problem, t)
         gain, offset, sigma = law_at(policy, t, groups, m)
+        entropy = spread_rate(np.zeros_like(c["R"]), sigma, tau)  # charged in every mode, as the rollout does
         if mode == "mean":
             sigma = np.zeros_like(sigma)
         loop = closed_loop(c, gain, offset)
         move, shift = eye + dt * loop["A"], dt * loop["b"]
         # at P = 0 the spread costs tr(R Sigma)/2 - tau H; what it adds to the next state is discounted with it
-        spread = spread_rate(c["R"], sigma, tau if mode != "mean" else 0.0)
+        spread = spread_rate(c["R"], sigma, 0.0) + entropy
         pushed = 0.5 * np.einsum("snim,sij,snjk,skm->s", c["D"], big, c["D"], sigma)
         if mode == "sampled":
             pushed = pushed + 0.5 * dt * np.einsum("sim,sij,sjk,skm->s", c["B"], big, c["B"], sigma)

@@ -187,9 +187,10 @@ class LQProblem(ControlProblem):
 
     def _columns(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         """(B, n, d): C_j x + D_j u + s_j."""
-        now = self._at(t)
-        linear = matvec(now["noise"], torch.cat([x, u], dim=1)).reshape(-1, self.columns, self.state_dim)
-        return linear + per_row(now["s"], x, 2) if "s" in self.used else linear
+        now, z = self._at(t), torch.cat([x, u], dim=1)
+        if now["noise"].dim() == now["s"].dim() == 2:
+            return torch.addmm(now["s"].flatten(), z, now["noise"].mT).reshape(-1, self.columns, self.state_dim)
+        return matvec(now["noise"], z).reshape(-1, self.columns, self.state_dim) + per_row(now["s"], x, 2)
 
     def diffusion(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor | None:
         return None if self.noise == "none" else self._columns(t, x, u).mT
@@ -198,7 +199,12 @@ class LQProblem(ControlProblem):
         if not self.used & {"C", "D"}:
             return matvec(self._at(t)["s"].mT, dw)
         columns = self._columns(t, x, u)
-        return columns[:, 0] * dw if self.columns == 1 else torch.einsum("bnd,bn->bd", columns, dw)
+        if self.columns > 8:
+            return torch.einsum("bnd,bn->bd", columns, dw)
+        out = columns[:, 0] * dw[:, :1]  # a few fused products beat a batched one
+        for j in range(1, self.columns):
+            out = torch.addcmul(out, columns[:, j], dw[:, j : j + 1])
+        return out
 
     def exploration_columns(self, t: Tensor, x: Tensor, factor: Tensor) -> Tensor | None:
         if "D" not in self.used:
