@@ -4,6 +4,7 @@ from . import zoo
 from .algebraic import algebraic, evaluate_stationary, exploration_cost, mean_square_abscissa
 from .discrete import scheme_value
 from .evaluate import evaluate, improve, policy_iteration
+from .ou import OrnsteinUhlenbeck
 from .problem import LQProblem
 from .quadratic import AffineGaussian, QuadraticValue
 from .riccati import LQSolution, riccati
@@ -14,6 +15,7 @@ __all__ = [
     "AffineGaussian",
     "LQProblem",
     "LQSolution",
+    "OrnsteinUhlenbeck",
     "QuadraticValue",
     "algebraic",
     "evaluate",

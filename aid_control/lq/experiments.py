@@ -29,22 +29,39 @@ from .problem import LQProblem
 from .quadratic import AffineGaussian
 from .riccati import riccati
 
-__all__ = ["Learned", "learn_gain", "monte_carlo", "order", "scheme_bias"]
+__all__ = ["Learned", "MonteCarlo", "learn_gain", "monte_carlo", "order", "scheme_bias"]
 
 
-def monte_carlo(problem: LQProblem, temperature: float, paths: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Standard scores of the simulated exploratory cost of every problem of a batch, sampled execution.
+@dataclass(frozen=True)
+class MonteCarlo:
+    """Simulated costs of a batch of problems beside the exact ones, (S,) each.
+
+    Attributes:
+        estimate: mean cost.
+        error: its standard error.
+        scheme: what the Euler scheme's expectation is, exactly.
+        limit: V^tau, the closed form of the continuous problem.
+    """
+
+    estimate: Tensor
+    error: Tensor
+    scheme: Tensor
+    limit: Tensor
+
+    def scores(self, exact: Tensor) -> Tensor:
+        """(estimate - exact) / standard error."""
+        return (self.estimate - exact) / self.error
+
+
+def monte_carlo(problem: LQProblem, temperature: float, paths: int, steps: int, seed: int) -> MonteCarlo:
+    """Simulate the exploratory optimum of every problem of a batch with sampled actions, entropy in the cost.
 
     Args:
         problem: a batch of S.
-        temperature: tau; the entropy is part of the cost.
+        temperature: tau.
         paths: antithetic pairs a problem.
         steps: K.
-        seed: of noise and states.
-
-    Returns:
-        (estimate - exact value of the Euler scheme) / standard error, and the same against the closed form V^tau;
-        (S,) each.
+        seed: of noise and initial states (one a problem).
     """
     assert problem.batch is not None
     solution, grid = riccati(problem, temperature), time_grid(problem.horizon, steps=steps)
@@ -58,10 +75,8 @@ def monte_carlo(problem: LQProblem, temperature: float, paths: int, steps: int, 
         increments=increments, temperature=temperature, keep=False,
     )  # fmt: skip
     cost = grouped(run.total_cost(), groups).reshape(groups, 2, paths).mean(1)
-    error = cost.std(1) / math.sqrt(paths)
     scheme = scheme_value(problem, solution.policy, grid, "sampled", temperature)
-    exact, limit = scheme(0.0, x0), solution.value(0.0, x0)
-    return (cost.mean(1) - exact) / error, (cost.mean(1) - limit) / error
+    return MonteCarlo(cost.mean(1), cost.std(1) / math.sqrt(paths), scheme(0.0, x0), solution.value(0.0, x0))
 
 
 def scheme_bias(problem: LQProblem, policy: AffineGaussian, mode: Mode, steps: Sequence[int], x0: Tensor) -> np.ndarray:

@@ -28,7 +28,7 @@ SIZES = {"d": st.integers(1, 4), "m": st.integers(1, 3), "n": st.integers(1, 3)}
 
 
 def near(value, wanted, rtol=1e-9, atol=1e-9):
-    return torch.allclose(torch.as_tensor(value), torch.as_tensor(wanted), rtol=rtol, atol=atol)
+    return torch.allclose(torch.as_tensor(value), torch.as_tensor(wanted, dtype=F64), rtol=rtol, atol=atol)
 
 
 def randn(*shape, seed=0):
@@ -142,7 +142,7 @@ def test_without_noise_scipy_gives_the_same(d, m, seed, rho):
 def test_it_is_the_limit_of_long_horizons(noise, rho):
     c = make(3, 2, 2, 11, noise=noise)
     stationary, tau = algebraic(LQProblem(**c, discount=rho), 0.5), 0.5
-    horizon = 60.0 if rho else 25.0
+    horizon = 60.0 if rho else 40.0
     finite = riccati(LQProblem(**c, G=torch.eye(3), discount=rho, horizon=horizon), tau)
     x = randn(5, 3)
     for a, b in zip(finite.value.terms(0.0)[:2], stationary.value.terms(0.0)[:2], strict=True):
@@ -258,7 +258,7 @@ def policy_equation(problem, policy, value, x, tau):
     """-rho V + E_pi H + tau E log pi: the mean of a quadratic is exact on the 2m points m +- sqrt(m) F e_i."""
     m = problem.control_dim
     v, _, p, y = derivatives(value, T0, x)
-    mean, factor = policy.mean(T0, x, None, None), policy.std(T0) * torch.eye(m, dtype=F64)
+    mean, factor = policy.mean(T0, x, None, None), policy.std(T0)
     points = [mean + sign * math.sqrt(m) * factor[:, i] for i in range(m) for sign in (1, -1)]
     energy = torch.stack([hamiltonian(problem, T0, x, u, p, y) for u in points]).mean(0)
     return -problem.discount * v + energy - (tau * policy.entropy(T0, mean) if tau else 0.0)
@@ -359,8 +359,8 @@ def test_the_abscissa_is_the_growth_of_the_second_moments():
     c, d = make(3, 1, 2, 21, noise=1.0), 3
     problem = LQProblem(c["A"], c["B"], R=1.0, C=c["C"])
     rate = mean_square_abscissa(problem, torch.zeros(1, d, dtype=F64)).item()
-    moments, total, dt = torch.eye(d, dtype=F64), 0.0, 1e-3
-    for step in range(30_000):
+    moments, total, dt = torch.eye(d, dtype=F64), 0.0, 4e-3
+    for step in range(5_000):
 
         def slope(y):
             return c["A"] @ y + y @ c["A"].mT + torch.einsum("nij,jk,nlk->il", c["C"], y, c["C"])
@@ -368,7 +368,7 @@ def test_the_abscissa_is_the_growth_of_the_second_moments():
         moments = moments + dt * slope(moments + 0.5 * dt * slope(moments))
         growth = moments.norm()
         moments = moments / growth
-        total += math.log(growth) if step >= 25_000 else 0.0
+        total += math.log(growth) if step >= 3_750 else 0.0
     assert total / 5.0 == pytest.approx(rate, abs=1e-4)
 
 

@@ -51,7 +51,7 @@ def by_loops(c, x, u, dw):
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
-    d=st.integers(1, 4), m=st.integers(1, 3), n=st.integers(1, 3), seed=st.integers(0, 10**6),
+    d=st.integers(1, 4), m=st.integers(1, 3), n=st.sampled_from([1, 2, 3, 9]), seed=st.integers(0, 10**6),
     zero=st.sets(st.sampled_from(["b", "C", "D", "N", "q", "r", "g", "Q", "R", "G"])),
 )  # fmt: skip
 def test_every_term_is_what_the_docstring_says(d, m, n, seed, zero):
