@@ -291,7 +291,7 @@ def test_the_averaged_mode_is_evaluated_to_the_averaged_value():
         assert (exact(0.0, at) - other(0.0, at)).abs().min() > 0.06
 
 
-# --- Exact relations between the methods, on one small sample ---------------------------------------------------------
+# --- Exact relations between the methods, on one small sample --------------------------------------------------------
 
 
 def small(discount=0.3, paths=12, steps=7, temperature=0.2, uneven=True):
@@ -427,7 +427,7 @@ def test_the_exact_value_makes_a_martingale(mode):
     assert (scores(free, values[0].new_ones(())).abs() > 10).any()
 
 
-# --- Other critics, groups, refusals --------------------------------------------------------------------------------
+# --- Other critics, groups, refusals ---------------------------------------------------------------------------------
 
 
 def test_sensitivities_are_gradients_row_by_row():

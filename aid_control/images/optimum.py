@@ -1,0 +1,84 @@
+r"""The exact optimum of guidance where images are Gaussian: the yardstick of "the module approximates the optimum".
+
+
+Images N(mu, C), C = U diag(l) U'.  The denoiser :math:`D = \mu + U \tfrac{l}{l+\sigma^2} U'(x - \mu)` is affine, so the
+*discrete* problem that the Euler sampler runs,
+
+.. math::
+    x_{k+1} = x_k + f_k (D_k + v_k - x_k), \qquad
+    J = \sum_k \tfrac12 w_k |v_k|^2 + \tfrac{1}{2d} |x_K - m|^2 ,
+
+(f_k = 1 - s_{k+1}/s_k the fall, w_k the control's weight times the step) splits into scalar linear-quadratic problems
+along U.  With x and m measured from mu in the eigenbasis, :math:`a_k = 1 - f_k \sigma_k^2/(l + \sigma_k^2)`,
+:math:`A_k = \prod_{j \ge k} a_j` (the rest of the unguided flow, A_K = 1), dynamic programming gives
+
+.. math::
+    c_k = 1 + \sum_{j \ge k} \frac{(A_{j+1} f_j)^2}{d\, w_j}, \qquad
+    V_k = \frac{1}{2d} \sum \frac{(A_k x - m)^2}{c_k}, \qquad
+    v_k^* = -\frac{A_{k+1} f_k}{d\, w_k}\, \frac{A_k x - m}{c_k} .
+
+No division by a_k, which is 0 for l = 0 in the last step.  A policy sees xi = (y, M), not the clean image; as
+:math:`E[|x - x_0|^2 | \xi] = |x - m(\xi)|^2 + const`, the target is the posterior mean
+:math:`m(\xi) = E[x_0 | y, M]`, exact for every mask. Any clock and either running cost enter through f and w alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .problem import GuidanceProblem
+
+__all__ = ["GaussianOptimum"]
+
+
+class GaussianOptimum:
+    """The optimal discrete control on one grid, a policy's mean: (t, x, context, probe) -> v.
+
+    Args:
+        problem: on a Gaussian backbone, with ``mean`` (C, H, W) and ``spectrum()`` -> U (d, d), l (d,).
+        grid: times (K + 1,) of the sampler.
+        target: m(xi), images (B, C, H, W).
+    """
+
+    def __init__(self, problem: GuidanceProblem, grid: Tensor, target: Tensor) -> None:
+        self.problem, self.grid = problem, grid.double()
+        backbone: Any = problem.backbone
+        self.basis, l = (a.double() for a in backbone.spectrum())
+        self.mean = backbone.mean.flatten().double()
+        self.target = (target.flatten(1).double() - self.mean) @ self.basis
+        falls = [float(problem.fall(t, s - t)) for t, s in zip(self.grid[:-1], self.grid[1:], strict=True)]
+        weights = [
+            float(problem.control_weight(t)) * float(s - t) for t, s in zip(self.grid[:-1], self.grid[1:], strict=True)
+        ]
+        d = problem.pixels
+        rest, cost = torch.ones_like(l), torch.ones_like(l)
+        self.rest, self.cost, self.gain = [rest], [cost], []
+        for t, fall, weight in zip(self.grid[:-1].flip(0), falls[::-1], weights[::-1], strict=True):
+            s2 = float(problem.clock.sigma(t)) ** 2
+            cost = cost + (rest * fall) ** 2 / (d * weight)
+            self.gain.append(rest * fall / (d * weight))
+            rest = rest * (1 - fall * s2 / (l + s2))
+            self.rest.append(rest)
+            self.cost.append(cost)
+        for series in (self.rest, self.cost, self.gain):
+            series.reverse()
+
+    def _index(self, t: Tensor) -> int:
+        return int((self.grid - t.double()).abs().argmin())
+
+    def _gap(self, k: int, x: Tensor) -> Tensor:
+        return self.rest[k] * ((x.flatten(1).double() - self.mean) @ self.basis) - self.target
+
+    def __call__(self, t: Tensor, x: Tensor, context: Any = None, probe: Any = None) -> Tensor:
+        """v*_k, like x, at a time of the grid."""
+        k = self._index(t)
+        v = -self.gain[k] * self._gap(k, x) / self.cost[k]
+        return (v @ self.basis.T).reshape(x.shape).to(x.dtype)
+
+    def value(self, t: Tensor, x: Tensor) -> Tensor:
+        """V_k, (B,), up to the constant E|x_0 - m|^2 / (2d)."""
+        k = self._index(t)
+        return 0.5 * (self._gap(k, x).square() / self.cost[k]).sum(1) / self.problem.pixels
