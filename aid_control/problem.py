@@ -82,6 +82,16 @@ class ControlProblem:
         """c(t, x, u), (B,); at most quadratic in u."""
         return 0.5 * self.control_weight(t) * inner(u, u)
 
+    def response(self, t: Tensor, x: Tensor, p: Tensor) -> Tensor:
+        r"""The control that minimises :math:`c(t, x, u) + p \cdot Bu` for a costate p like x, where sigma is free of u.
+
+        Args:
+            t: scalar time.
+            x: states.
+            p: costates, like x.
+        """
+        return -self.pull(t, x, p) / self.control_weight(t)
+
     def exploration_cost(self, t: Tensor, covariance: Tensor, dim: int) -> Tensor:
         r"""What a Gaussian spread adds to the expected control cost, :math:`\tfrac12 tr(R \Sigma)`.
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ def rollout(
     increments: Increments | None = None,
     engine: Engine = "own",
     temperature: float = 0.0,
-    keep: bool = True,
+    keep: Literal["all", "path", "last"] = "all",
     callback: Any = None,
 ) -> Trajectory:
     """Run ``policy`` from ``x`` along ``grid``.
@@ -118,7 +118,7 @@ def rollout(
             spread of the averaged mode.
         engine: ``"own"`` or ``"torchsde"`` (slower; the general engine and cross-check).
         temperature: tau of the entropy in the running cost.
-        keep: store states, probes and means; otherwise only the last state and the costs.
+        keep: ``"all"``; ``"path"``: states and probes, no means and actions; ``"last"``: the last state and costs.
         callback: called as callback(k, x) after every step, e.g. for a progress bar.
 
     Returns:
@@ -158,14 +158,15 @@ def rollout(
 
         x, calls = motion.step(k, x, action, probe, singular=k == last and problem.singular_end)
         out.calls += calls
-        out.actions.append(action if keep else action.new_empty(0))
+        out.actions.append(action if keep == "all" else action.new_empty(0))
         out.costs.append(cost * dt)
-        if keep:
-            out.probes.append(probe)
+        if keep == "all":
             out.means.append(mean)
-            out.states.append(x)
-        else:
+        if keep == "last":
             out.states[0] = x
+        else:
+            out.probes.append(probe)
+            out.states.append(x)
         if callback is not None:
             callback(k, x)
     if target is not None:

@@ -8,22 +8,23 @@ actions w_k, and moves the mean:
 
 whose gradient at the current policy is the (variance-pre-multiplied) policy gradient.  The estimator
 ``"policy_gradient"`` is the plain policy gradient of the entropy-regularised problem instead, for a policy whose
-covariance may be learned too: costs carry tau log pi, and the critic is V^tau. Probes are cached in the trajectory,
+covariance may be learned too: costs carry tau log pi, and the critic is V^tau.  ``"backprop"`` differentiates the
+discretised cost through the sampler and needs no critic. Probes are cached in the trajectory,
 so that the updates never call the frozen system again, and a trajectory can be used for several of them. Every
 iteration's randomness is keyed by its number: a restarted run is the same run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .evaluation import EVALUATIONS, clstd, terminal_gradient_loss
-from .improvement import ESTIMATORS, policy_gradient_loss
+from .evaluation import EVALUATIONS, STEPWISE, clstd, terminal_gradient_loss
+from .improvement import ESTIMATORS, backprop_loss, policy_gradient_loss
 from .noise import generator
 from .policy import GaussianPolicy
 from .problem import ControlProblem
@@ -31,7 +32,10 @@ from .rollout import Mode, Trajectory, rollout
 from .schedules import Projection, Schedule, constant
 from .value import Shifted
 
-__all__ = ["ActorCritic", "Batch"]
+__all__ = ["ActorCritic", "Batch", "Estimator"]
+
+Estimator = Callable[[ControlProblem, GaussianPolicy, Shifted, Trajectory], Iterable[Tensor]]
+SAMPLED = ("score", "antithetic", "policy_gradient")  # these look at the actions
 
 
 @dataclass
@@ -60,7 +64,8 @@ class ActorCritic:
         critic: the value, (t, x, context, probe) -> (B,).
         temperature: lambda, the cost of exploration a unit of time; tau for ``"policy_gradient"``.  A number, or
             a schedule of the iteration.
-        estimator: ``"score"``, ``"stein"``, ``"adjoint"`` or ``"policy_gradient"``.
+        estimator: ``"score"``, ``"antithetic"``, ``"stein"``, ``"adjoint"``, ``"policy_gradient"`` or ``"backprop"``;
+            or a function with the signature of :func:`.improvement.stein_targets`.
         evaluation: how the critic learns: a name of :data:`.evaluation.EVALUATIONS`, or ``"clstd"``.
         mode: how rollouts execute the policy; ``"score"`` needs ``"sampled"``.
         actor_lr: Adam's rate for the actor.
@@ -76,6 +81,9 @@ class ActorCritic:
         projection: applied to every weight of the actor after an update.
         covariance: maps a time to the policy's covariance, for ``"policy_gradient"``; a module's weights learn.
         optimizer: ``"adam"`` or ``"sgd"``.
+        checkpointing: of ``"backprop"``: keep states only and run every step twice.
+        stepwise: differentiate the losses one step at a time, so that memory does not grow with the number of
+            steps by more than the path; slower for small networks.
     """
 
     def __init__(
@@ -84,7 +92,7 @@ class ActorCritic:
         actor: nn.Module,
         critic: nn.Module,
         temperature: float | Schedule = 0.1,
-        estimator: str = "stein",
+        estimator: str | Estimator = "stein",
         evaluation: str = "ctd",
         mode: Mode = "sampled",
         actor_lr: float = 1e-3,
@@ -100,11 +108,13 @@ class ActorCritic:
         projection: Projection | None = None,
         covariance: nn.Module | None = None,
         optimizer: str = "adam",
+        checkpointing: bool = True,
+        stepwise: bool = False,
     ) -> None:
-        names = [*ESTIMATORS, "policy_gradient"]
-        if estimator not in names:
+        names = [*ESTIMATORS, "policy_gradient", "backprop"]
+        if not callable(estimator) and estimator not in names:
             raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(names)}")
-        if estimator in ("score", "policy_gradient") and mode != "sampled":
+        if estimator in SAMPLED and mode != "sampled":
             raise ValueError(f"the {estimator} estimator needs sampled actions; expected mode 'sampled', not {mode!r}")
         if (covariance is None) == (estimator == "policy_gradient"):
             raise ValueError("a covariance belongs to the policy_gradient estimator; expected both or neither")
@@ -115,7 +125,9 @@ class ActorCritic:
         self.evaluation = evaluation
         self.problem, self.actor, self.critic = problem, actor, critic
         self.estimator, self.mode, self.updates = estimator, mode, updates
+        self.targets = estimator if callable(estimator) else ESTIMATORS.get(estimator)
         self.terminal_weight, self.value_scale, self.clip, self.ema = terminal_weight, value_scale, clip, ema
+        self.checkpointing, self.stepwise = checkpointing, stepwise
         self.step_weight = step_weight or (lambda t, dt: dt)
         self.seed, self.iteration, self.skipped = seed, 0, 0
         self._temperature = temperature if callable(temperature) else constant(temperature)
@@ -161,14 +173,19 @@ class ActorCritic:
             noise=gen,
             entropy=(self.seed, 0xB0, self.iteration),
             temperature=self.temperature if entropic else 0.0,
+            keep="path" if self.estimator == "stein" else "all",  # Stein looks at states alone
         )
 
-    def _descend(self, name: str, loss: Tensor) -> None:
+    def _descend(self, name: str, losses: Iterable[Tensor]) -> float:
+        """One optimiser step on a sum of losses; returns the sum."""
         optimizer = self.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = self._rates[name] * self.rate(self.iteration)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = 0.0
+        for loss in losses if self.stepwise else [torch.stack(list(losses)).sum()]:
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
         norm = nn.utils.clip_grad_norm_(self._modules[name], self.clip)
         if torch.isfinite(norm):
             optimizer.step()
@@ -178,6 +195,7 @@ class ActorCritic:
             with torch.no_grad():
                 for weight in self.actor.parameters():
                     weight.copy_(self.projection(weight))
+        return total
 
     def _advance(self) -> None:
         self.iteration += 1
@@ -190,39 +208,62 @@ class ActorCritic:
     def fit_terminal(self, x: Tensor, context: Any, target: Any) -> float:
         """One critic update on its terminal condition alone (no rollout); returns the loss."""
         loss = terminal_gradient_loss(self.problem, self.critic, x, context, target) / self.value_scale**2
-        self._descend("critic", loss)
+        total = self._descend("critic", [loss])
         self._advance()
-        return float(loss.detach())
-
-    def actor_loss(self, trajectory: Trajectory, targets: list[Tensor]) -> Tensor:
-        """The regression of the module's formula, mean over batch and coordinates."""
-        total = trajectory.states[0].new_zeros(())
-        for k, t, dt in trajectory.steps():
-            mean = self.actor(t, trajectory.states[k], trajectory.context, trajectory.probes[k])
-            total = total + 0.5 * self.step_weight(t, dt) * (mean - targets[k]).square().mean()
         return total
+
+    def actor_losses(
+        self, trajectory: Trajectory, targets: Iterable[Tensor], signal: list[float] | None = None
+    ) -> Iterable[Tensor]:
+        """The regression of the module's formula, one term a step, mean over batch and coordinates.
+
+        Args:
+            trajectory: states and probes.
+            targets: w_k.
+            signal: where |batch mean of w - m|^2 and the variance of that mean are added up.
+        """
+        for (k, t, dt), target in zip(trajectory.steps(), targets, strict=True):
+            mean = self.actor(t, trajectory.states[k], trajectory.context, trajectory.probes[k])
+            if signal is not None and len(target) > 1:
+                error = (target - mean.detach()).flatten(1)
+                signal[0] += float(error.mean(0).square().sum())
+                signal[1] += float(error.var(0).sum() / len(error))
+            yield 0.5 * self.step_weight(t, dt) * (mean - target).square().mean()
 
     def iterate(self, batch: Batch) -> dict[str, float]:
         """One iteration; returns scalars for a log (cost, losses, signal-to-noise of the estimator)."""
+        if self.estimator == "backprop":
+            return self._backprop(batch)
         trajectory = self.collect(batch)
         assert trajectory.terminal is not None
         log = {"cost": float(trajectory.total_cost().mean()), "terminal": float(trajectory.terminal.mean())}
         log["critic_loss"] = self._evaluate(trajectory, batch)
         if self.estimator == "policy_gradient":
             # one update a rollout: after it the data are no longer on-policy
-            actor_loss = policy_gradient_loss(self.policy, self.value, trajectory)
-            self._descend("actor", actor_loss)
+            loss = policy_gradient_loss(self.policy, self.value, trajectory)
+            log["actor_loss"] = self._descend("actor", [loss])
         else:
-            targets = ESTIMATORS[self.estimator](self.problem, self.policy, self.value, trajectory)
-            for _ in range(self.updates):
-                actor_loss = self.actor_loss(trajectory, targets)
-                self._descend("actor", actor_loss)
-            error = torch.stack([(w - m).flatten(1) for w, m in zip(targets, trajectory.means, strict=True)])
+            assert self.targets is not None
+            signal = [0.0, 1e-30]
+            targets = self.targets(self.problem, self.policy, self.value, trajectory)
+            for i in range(self.updates):
+                if i and not isinstance(targets, list):  # an iterator is spent: make it again, without the drift
+                    targets = self.targets(self.problem, self.policy, self.value, trajectory)
+                losses = self.actor_losses(trajectory, targets, None if i else signal)
+                log["actor_loss"] = self._descend("actor", losses)
             # of the mean direction over the batch: |mean|^2 / (variance of the mean)
-            spread = (error.var(1).sum() / error.shape[1]).clip(min=1e-30)
-            log["snr"] = float(error.mean(1).square().sum() / spread)
+            log["snr"] = signal[0] / signal[1]
         self._advance()
-        return log | {"actor_loss": float(actor_loss.detach())}
+        return log
+
+    def _backprop(self, batch: Batch) -> dict[str, float]:
+        cost, terminal = backprop_loss(
+            self.problem, self.actor, batch.x, batch.grid, batch.context, batch.target, self.checkpointing
+        )
+        loss = self._descend("actor", [cost.mean() / self.value_scale])
+        self._advance()
+        mean_cost, mean_terminal = float(cost.detach().mean()), float(terminal.detach().mean())
+        return {"cost": mean_cost, "terminal": mean_terminal, "actor_loss": loss}
 
     def _evaluate(self, trajectory: Trajectory, batch: Batch) -> float:
         """The critic's updates; returns the last loss (0 where it is solved for)."""
@@ -230,14 +271,18 @@ class ActorCritic:
             clstd(self.value, trajectory, ridge=1e-9)
             return 0.0
         for _ in range(self.updates):
-            loss = EVALUATIONS[self.evaluation](self.value, trajectory) / self.value_scale**2
-            if self.terminal_weight:
-                terminal = terminal_gradient_loss(
-                    self.problem, self.critic, trajectory.states[-1], batch.context, batch.target
-                )
-                loss = loss + self.terminal_weight * terminal / self.value_scale**2
-            self._descend("critic", loss)
-        return float(loss.detach())
+            loss = self._descend("critic", self._critic_losses(trajectory, batch))
+        return loss
+
+    def _critic_losses(self, trajectory: Trajectory, batch: Batch) -> Iterable[Tensor]:
+        scale = self.value_scale**2
+        if self.evaluation in STEPWISE:
+            yield from (loss / scale for loss in STEPWISE[self.evaluation](self.value, trajectory))
+        else:
+            yield EVALUATIONS[self.evaluation](self.value, trajectory) / scale
+        if self.terminal_weight:
+            loss = terminal_gradient_loss(self.problem, self.critic, trajectory.states[-1], batch.context, batch.target)
+            yield self.terminal_weight * loss / scale
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""

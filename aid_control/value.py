@@ -39,19 +39,21 @@ class Shifted:
     def __init__(self, critic: nn.Module, temperature: float = 0.0, anchored: bool = True) -> None:
         self.critic, self.temperature, self.anchored = critic, temperature, anchored
 
-    def along(self, trajectory: Trajectory) -> list[Tensor]:
-        """V^(lambda) at every grid time, (B,) each; the last one is anchored to Psi."""
-        values = [
-            self.critic(t, trajectory.states[k], trajectory.context, trajectory.probes[k]) - self.temperature * t
-            for k, t, _ in trajectory.steps()
-        ]
-        end = trajectory.times[-1]
-        if not self.anchored:
-            last = self.critic(end, trajectory.states[-1], trajectory.context, None)
+    def at(self, trajectory: Trajectory, k: int) -> Tensor:
+        """V^(lambda)(t_k, X_k), (B,); at the end it is anchored to Psi."""
+        t = trajectory.times[k]
+        if k < len(trajectory):
+            v = self.critic(t, trajectory.states[k], trajectory.context, trajectory.probes[k])
+        elif not self.anchored:
+            v = self.critic(t, trajectory.states[k], trajectory.context, None)
         else:
             assert trajectory.terminal is not None, "the terminal anchor needs a rollout with a target"
-            last = trajectory.terminal
-        return [*values, last - self.temperature * end]
+            v = trajectory.terminal
+        return v - self.temperature * t
+
+    def along(self, trajectory: Trajectory) -> list[Tensor]:
+        """V^(lambda) at every grid time, K + 1 of (B,)."""
+        return [self.at(trajectory, k) for k in range(len(trajectory) + 1)]
 
     def mean(self, per_path: Tensor) -> Tensor:
         """Mean over the paths, summed over the critic's groups of rows (each group learns from its own rows)."""

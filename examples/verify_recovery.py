@@ -142,7 +142,7 @@ def bias(cfg: Any, report: Report, panels: Panels) -> None:
             grid = time_grid(1.0, steps=k)
             noise = generator(cfg.seed, 5, k, 1)
             run = rollout(
-                noisy, policy, start, grid, target=(), mode=mode, noise=noise, entropy=cfg.seed + k, keep=False
+                noisy, policy, start, grid, target=(), mode=mode, noise=noise, entropy=cfg.seed + k, keep="last"
             )
             cost = run.total_cost()
             exact_cost = float(scheme_value(noisy, policy, grid, mode)(0.0, one))

@@ -5,10 +5,10 @@ weights of a linear one.  ``mstde`` is the documented negative control.
 """
 
 from .clstd import clstd
-from .ctd import ctd_loss
+from .ctd import ctd_loss, ctd_losses
 from .gmm import gmm_loss, gtd0_loss, gtd2_loss
 from .martingale import temporal_differences
-from .martingale_loss import martingale_loss
+from .martingale_loss import martingale_loss, martingale_losses
 from .mstde import mstde_loss
 from .terminal import terminal_gradient_loss
 
@@ -20,14 +20,20 @@ EVALUATIONS = {
     "mstde": mstde_loss,
 }
 
+# those that are sums over the steps: a trainer may differentiate one step at a time
+STEPWISE = {"ctd": ctd_losses, "martingale": martingale_losses}
+
 __all__ = [
     "EVALUATIONS",
+    "STEPWISE",
     "clstd",
     "ctd_loss",
+    "ctd_losses",
     "gmm_loss",
     "gtd0_loss",
     "gtd2_loss",
     "martingale_loss",
+    "martingale_losses",
     "mstde_loss",
     "temporal_differences",
     "terminal_gradient_loss",

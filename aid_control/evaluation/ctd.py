@@ -11,6 +11,8 @@ The mean *squared* delta (:mod:`.mstde`) is not the same thing: it minimises the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -18,18 +20,32 @@ from ..rollout import Trajectory
 from ..value import Shifted
 from .martingale import increments_of, temporal_differences
 
-__all__ = ["ctd_loss"]
+__all__ = ["ctd_loss", "ctd_losses"]
 
 
-def ctd_loss(value: Shifted, trajectory: Trajectory, decay: float = 0.0) -> Tensor:
-    """A scalar whose gradient is minus the CTD(lambda) direction, averaged over the paths.
+def ctd_losses(value: Shifted, trajectory: Trajectory, decay: float = 0.0) -> Iterator[Tensor]:
+    """One scalar a step, the sum of whose gradients is minus the CTD(lambda) direction, averaged over the paths.
+
+    Each can be differentiated and dropped before the next one is made: memory does not grow with the steps.
 
     Args:
         value: the critic.
         trajectory: made by the policy that is evaluated.
         decay: lambda in [0, 1], per unit of time.
     """
-    values = value.along(trajectory)
-    delta = temporal_differences(values, trajectory).detach()
-    ahead = increments_of(delta, trajectory, decay)
-    return -value.mean((torch.stack(values[:-1]) * ahead).sum(0))
+    with torch.no_grad():
+        delta = temporal_differences(value.along(trajectory), trajectory)
+        ahead = increments_of(delta, trajectory, decay)
+    for k, _, _ in trajectory.steps():
+        yield -value.mean(value.at(trajectory, k) * ahead[k])
+
+
+def ctd_loss(value: Shifted, trajectory: Trajectory, decay: float = 0.0) -> Tensor:
+    """The sum of :func:`ctd_losses`.
+
+    Args:
+        value: the critic.
+        trajectory: made by the policy that is evaluated.
+        decay: lambda in [0, 1], per unit of time.
+    """
+    return torch.stack(list(ctd_losses(value, trajectory, decay))).sum()

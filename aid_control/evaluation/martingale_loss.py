@@ -8,24 +8,37 @@ r"""The martingale loss (Jia & Zhou 2022a, section 4.1): regression of J on the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ..rollout import Trajectory
 from ..value import Shifted
 
-__all__ = ["martingale_loss"]
+__all__ = ["martingale_loss", "martingale_losses"]
 
 
-def martingale_loss(value: Shifted, trajectory: Trajectory) -> Tensor:
-    """ML on a grid, averaged over the paths.
+def martingale_losses(value: Shifted, trajectory: Trajectory) -> Iterator[Tensor]:
+    """ML on a grid, one term a step, averaged over the paths.
 
     Args:
         value: the critic.
         trajectory: made by the policy that is evaluated.
     """
-    values = torch.stack(value.along(trajectory))
-    weights = trajectory.discounts().to(values).unsqueeze(1)
-    ahead = (weights[:-1] * torch.stack(trajectory.costs)).flip(0).cumsum(0).flip(0) + weights[-1] * values[-1]
-    steps = trajectory.times.diff().to(values).reshape(-1, 1)
-    return 0.5 * value.mean(((ahead.detach() - weights[:-1] * values[:-1]).square() * steps).sum(0))
+    with torch.no_grad():
+        costs, end = torch.stack(trajectory.costs), value.at(trajectory, len(trajectory))
+        weights = trajectory.discounts().to(costs)
+        ahead = (weights[:-1, None] * costs).flip(0).cumsum(0).flip(0) + weights[-1] * end
+    for k, _, dt in trajectory.steps():
+        yield 0.5 * dt * value.mean((ahead[k] - weights[k] * value.at(trajectory, k)).square())
+
+
+def martingale_loss(value: Shifted, trajectory: Trajectory) -> Tensor:
+    """The sum of :func:`martingale_losses`.
+
+    Args:
+        value: the critic.
+        trajectory: made by the policy that is evaluated.
+    """
+    return torch.stack(list(martingale_losses(value, trajectory))).sum()

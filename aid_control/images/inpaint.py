@@ -104,5 +104,5 @@ def inpaint(
     else:
         context, policy = guidance.observe(y, mask, class_labels), GaussianPolicy(guidance)
     grid = levels_of(problem, steps).to(y.device)
-    path = rollout(problem, policy, x, grid, context, solver=solver, keep=False, callback=callback)
+    path = rollout(problem, policy, x, grid, context, solver=solver, keep="last", callback=callback)
     return torch.where(mask.bool(), y, path.states[-1])

@@ -1,8 +1,10 @@
 r"""Adjoint matching: the lean adjoint of the frozen drift along the path (one vector-Jacobian product a step).
 
 .. math::
-    p_K = \nabla \Psi(X_K), \qquad p_k = p_{k+1} + \Delta t\,(\partial_x b(t_k, X_k))' p_{k+1},
-    \qquad w_k = -B' p_{k+1} / R .
+    p_K = \nabla \Psi(X_K), \qquad \tilde p_{k+1} = e^{-\rho\Delta t} p_{k+1}, \qquad
+    p_k = \tilde p_{k+1} + \Delta t\,\big((\partial_x b)' \tilde p_{k+1} + \partial_x (f + c)(t_k, X_k, m_k)\big),
+
+and the target w_k minimises :math:`c(u) + \tilde p_{k+1} \cdot Bu` (:math:`-B'\tilde p_{k+1}/R` for the plain weight).
 
 At the optimum p = grad V along the path.  The gradient of the terminal cost is replaced by the critic's at
 T, i.e. by its conditional mean given the context, which has the same expectation and less noise.
@@ -31,9 +33,14 @@ def adjoint_targets(
         p = torch.autograd.grad(at_end.sum(), end)[0]
     targets: list[Tensor] = []
     for k, t, dt in reversed(list(trajectory.steps())):
-        targets.append(-problem.pull(t, trajectory.states[k], p) / problem.control_weight(t))
+        p = torch.exp(-problem.discount * dt).to(p) * p
+        targets.append(problem.response(t, trajectory.states[k], p))
         with torch.enable_grad():
             x = trajectory.states[k].detach().requires_grad_()
             b = problem.drift(t, x, trajectory.context, problem.probe(t, x, trajectory.context))
-            p = p + dt * torch.autograd.grad(b, x, p)[0]
+            rate = (b * p).sum()
+            if trajectory.means:  # the costs' slope in x at the control that was applied
+                rate = rate + problem.stage_cost(t, x, trajectory.means[k], trajectory.context).sum()
+            if rate.requires_grad:
+                p = p + dt * torch.autograd.grad(rate, x)[0]
     return targets[::-1]

@@ -6,7 +6,8 @@ asking the drift again, :math:`X_{k+1}(a) = X_{k+1} + \Delta t\, B (a - A_k)`.  
 cost's part is known exactly, so that
 
 .. math::
-    g_k = \frac{e}{v} \cdot \tfrac12\big[ \hat V(t_{k+1}, X(m + e)) - \hat V(t_{k+1}, X(m - e)) \big] + R\,\Delta t\, m_k
+    g_k = \frac{e}{v} \cdot \tfrac12\big[ \hat V(t_{k+1}, X(m + e)) - \hat V(t_{k+1}, X(m - e)) \big]
+          + R\,\Delta t\, m_k
 
 has the expectation of :mod:`.score` with a variance that no longer grows as v falls; pre-multiplied by v/(R v Dt) it is
 the target :math:`w_k = -\frac{e}{v R \Delta t} \cdot \tfrac12[\dots]`. Only values of the critic are used, no
@@ -16,6 +17,8 @@ direction of d: a relative variance of about d/n.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -28,11 +31,10 @@ from ..value import Shifted
 __all__ = ["antithetic_targets"]
 
 
-@torch.no_grad()
 def antithetic_targets(
     problem: ControlProblem, policy: GaussianPolicy, value: Shifted, trajectory: Trajectory, pairs: int = 8
-) -> list[Tensor]:
-    """Targets w_k (B, ...) a step, from a trajectory with sampled actions of a noise-free problem.
+) -> Iterator[Tensor]:
+    """Targets w_k (B, ...), one a step, from a trajectory with sampled actions of a noise-free problem.
 
     Args:
         problem: affine in the control, without Brownian noise.
@@ -46,7 +48,6 @@ def antithetic_targets(
     """
     if problem.noise != "none":
         raise ValueError(f"problem has {problem.noise} noise; expected none for mirrored next states")
-    targets = []
     last = len(trajectory) - 1
     for k, t, dt in trajectory.steps():
         x, mean = trajectory.states[k], trajectory.means[k]
@@ -60,10 +61,10 @@ def antithetic_targets(
             shift = dt * problem.push(t, x, turned)
             ends = [_ahead(problem, value, trajectory, k, last, at_mean + sign * shift) for sign in (1, -1)]
             total -= turned * (0.5 * (ends[0] - ends[1])).reshape(-1, *(1,) * (mean.dim() - 1))
-        targets.append(total / (count * scale))
-    return targets
+        yield total / (count * scale)
 
 
+@torch.no_grad()
 def _ahead(problem: ControlProblem, value: Shifted, trajectory: Trajectory, k: int, last: int, x: Tensor) -> Tensor:
     """V(t_{k+1}, x), anchored at the end."""
     if k == last and value.anchored:

@@ -10,6 +10,8 @@ Its expectation is the gradient of the expected cost in m_k, (B' grad V + R m) D
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -22,16 +24,15 @@ from ..value import Shifted
 __all__ = ["score_targets"]
 
 
-@torch.no_grad()
 def score_targets(
     problem: ControlProblem, policy: GaussianPolicy, value: Shifted, trajectory: Trajectory
-) -> list[Tensor]:
-    """Targets w_k (B, ...) a step, from a trajectory with sampled actions."""
-    delta = temporal_differences(value.along(trajectory), trajectory)
-    targets = []
+) -> Iterator[Tensor]:
+    """Targets w_k (B, ...), one a step, from a trajectory with sampled actions."""
+    with torch.no_grad():
+        delta = temporal_differences(value.along(trajectory), trajectory)
+    weights = trajectory.discounts().tolist()  # the differences are discounted from the start
     for k, t, dt in trajectory.steps():
         mean, action = trajectory.means[k], trajectory.actions[k]
         scale = policy.variance(t) * problem.control_weight(t) * dt
         shape = (-1,) + (1,) * (mean.dim() - 1)
-        targets.append(mean - (action - mean) * delta[k].reshape(shape) / scale)
-    return targets
+        yield mean - (action - mean) * (delta[k] / weights[k]).reshape(shape) / scale

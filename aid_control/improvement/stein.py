@@ -5,11 +5,15 @@ By Stein's lemma E[(A - m)/v g(A)] = E[grad g(A)], so the score estimator has th
 .. math::  g_k = \Delta t\,\big( B' \nabla_x \hat V(t_{k+1}, X_{k+1}) + R m_k \big),
 
 without the noise of the score.  Only the critic is differentiated, never the drift.  The target is
-:math:`w_k = -B' \nabla \hat V_{k+1} / R`.
+:math:`w_k = -B' \nabla \hat V_{k+1} / R`; in general it minimises
+:math:`c(u) + e^{-\rho\Delta t}\nabla\hat V_{k+1} \cdot Bu`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor
 
 from ..policy import GaussianPolicy
@@ -22,10 +26,10 @@ __all__ = ["stein_targets"]
 
 def stein_targets(
     problem: ControlProblem, policy: GaussianPolicy, value: Shifted, trajectory: Trajectory
-) -> list[Tensor]:
-    """Targets w_k (B, ...) a step."""
-    targets = []
+) -> Iterator[Tensor]:
+    """Targets w_k (B, ...), one a step."""
+    steps = trajectory.times.diff()
+    decay = torch.exp(-problem.discount * steps).tolist()
     for k, t, _ in trajectory.steps():
         gradient = value.gradient(problem, trajectory, k + 1)
-        targets.append(-problem.pull(t, trajectory.states[k], gradient) / problem.control_weight(t))
-    return targets
+        yield problem.response(t, trajectory.states[k], decay[k] * gradient)

@@ -72,7 +72,7 @@ def monte_carlo(problem: LQProblem, temperature: float, paths: int, steps: int, 
     increments = Increments(grid, torch.cat([half, -half], dim=2).flatten(1, 2))
     run = rollout(
         problem, solution.policy, start, grid, target=(), mode="sampled", noise=generator(seed, 3),
-        increments=increments, temperature=temperature, keep=False,
+        increments=increments, temperature=temperature, keep="last",
     )  # fmt: skip
     cost = grouped(run.total_cost(), groups).reshape(groups, 2, paths).mean(1)
     scheme = scheme_value(problem, solution.policy, grid, "sampled", temperature)

@@ -154,6 +154,12 @@ class LQProblem(ControlProblem):
     def pull(self, t: Tensor, x: Tensor, p: Tensor) -> Tensor:
         return matvec(self._at(t)["B"].mT, p)
 
+    def response(self, t: Tensor, x: Tensor, p: Tensor) -> Tensor:
+        if "D" in self.used:
+            raise ValueError("D is not zero, so that the minimiser needs the value's Hessian; expected D = 0")
+        linear = self.pull(t, x, p) + matvec(self.at("N", t).mT, x) + per_row(self.at("r", t), x, 1)
+        return -matvec(torch.linalg.inv(self.at("R", t)), linear)
+
     def velocity(self, t: Tensor, x: Tensor, u: Tensor, context: Any, probe: Any) -> Tensor:
         now = self._at(t)
         out = matvec(now["velocity"], torch.cat([x, u], dim=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ from torch import Tensor
 
 from ...checkpoint import load_tensors, save_tensors
 from ...errors import InputError
+from .exact import ExactBackbone
+from .gaussian import GaussianBackbone
+from .mixture import MixtureBackbone
 from .precond import PRECONDITIONERS, Denoiser
 
 __all__ = ["DEFAULT_BACKBONE", "asset", "fingerprint", "load_backbone", "save_backbone", "weights_file"]
 
 DEFAULT_BACKBONE = "edm-faces64-mini"
+ALIASES = {"mixture": "mixture-faces64"}
+CLASSES: dict[str, type[Denoiser]] = {**PRECONDITIONERS, "Gaussian": GaussianBackbone, "Mixture": MixtureBackbone}
 
 
 def asset(name: str) -> Path:
@@ -56,8 +62,9 @@ def load_backbone(
     """Load a frozen denoiser.
 
     Args:
-        name_or_path: a shipped name (``"edm-faces64-mini"``) or a ``.safetensors`` file whose metadata hold
-            ``precond`` (class name) and ``kwargs`` (JSON of the constructor's arguments).
+        name_or_path: a shipped name (``"edm-faces64-mini"``, ``"mixture-faces64"`` or short ``"mixture"``) or a
+            ``.safetensors`` file whose metadata hold ``precond`` (a class name: one of :mod:`.precond`, or
+            ``Gaussian``, ``Mixture``) and ``kwargs`` (JSON of the constructor's arguments).
         device: where to put it.
 
     Returns:
@@ -67,22 +74,30 @@ def load_backbone(
     Raises:
         InputError: if the file is missing, truncated, or not a backbone.
     """
-    path = weights_file(name_or_path, "backbone", DEFAULT_BACKBONE)
+    names = f"{DEFAULT_BACKBONE}, {', '.join(ALIASES.values())}"
+    path = weights_file(ALIASES.get(str(name_or_path), name_or_path), "backbone", names)
     tensors, metadata = load_tensors(path)
     try:
-        cls = PRECONDITIONERS[metadata["precond"]]
+        cls = CLASSES[metadata["precond"]]
         kwargs: dict[str, Any] = json.loads(metadata["kwargs"])
-        net = cls(**kwargs)
-    except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        exact = issubclass(cls, ExactBackbone)
+        # an exact model is as large as its file says: claim no memory before its tensors are known to fit
+        with torch.device("meta") if exact else nullcontext():
+            net = cls(**kwargs)
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(
-            f"{path}: describes no EDM backbone ({error}); expected metadata 'precond' "
-            f"({', '.join(PRECONDITIONERS)}) and 'kwargs'"
+            f"{path}: describes no backbone ({error}); expected metadata 'precond' ({', '.join(CLASSES)}) and 'kwargs'"
         ) from error
     try:
-        net.load_state_dict(tensors)
+        net.load_state_dict({k: v.float() for k, v in tensors.items()} if exact else tensors, assign=exact)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: weights do not fit the network they describe ({first})") from error
+    if isinstance(net, ExactBackbone):
+        try:
+            net.check_weights()
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
     net.fingerprint = fingerprint(net)
     return net.eval().requires_grad_(False).to(device)
 
@@ -94,7 +109,7 @@ def save_backbone(
 
     Args:
         path: target.
-        precond: class name of the preconditioner.
+        precond: class name (see :func:`load_backbone`).
         kwargs: its constructor's arguments.
         weights: its state dict.
     """

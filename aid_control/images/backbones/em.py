@@ -1,0 +1,353 @@
+r"""Fitting mixtures of factor analysers by expectation-maximisation (Ghahramani and Hinton 1996).
+
+*E-step.*  Responsibilities h_{ik} and, in each component, E[z] = m and E[z z'] = M^{-1} + m m' (:mod:`.exact`).
+
+*M-step.*  With r = x - mu_k and z~ = (z, 1), a regression of the pixels on the factors:
+
+.. math::
+    (\Delta W, \Delta\mu) = \Big(\sum_i h_{ik}\, r\, E[\tilde z']\Big) \Big(\sum_i h_{ik} E[\tilde z \tilde z']\Big)^{-1},
+    \qquad \Psi = \max\Big(\tfrac{1}{n_k} \sum_i h_{ik} E[(r - \Delta W z - \Delta\mu)^2],\ floor\Big), \qquad \pi_k = n_k / n,
+
+where Delta W is the new W.  Then z is made standard again by moving its fitted mean and covariance into mu and W
+(parameter expansion, Liu, Rubin and Wu 1998): the likelihood still never falls, and far fewer iterations do.
+
+*Sparse steps.*  In thousands of dimensions responsibilities are nearly 0 or 1.  All K components see all images
+only every ``refresh`` iterations; between, a component sees the images whose h_{ik} was above 1e-6.  That is EM
+on a lower bound of the likelihood (Neal and Hinton 1998), which touches it at every full step: the likelihoods
+of full steps never fall.
+
+*Likelihoods of 8-bit images* are densities in [-1, 1] units.  Bits a dimension are those of the 256 levels, by
+uniform dequantisation: held-out images get noise of one level's width, and :math:`\log_2 127.5` is added.  The
+floor of Psi (a deviation of ``sqrt(floor)`` in [-1, 1]; one level's noise is 5e-6) keeps constant pixels from
+infinite density; rank, components and floor are to be chosen by the held-out number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...errors import InputError
+from ...noise import generator
+from ..data import ImageSource, to_float
+from .exact import infer, small
+from .mixture import MixtureBackbone
+
+__all__ = ["EMSettings", "fit_mixture", "held_out", "k_means"]
+
+KEY = 0xE111
+SUPPORT = 1e-6  # responsibilities below this are dropped between full steps
+
+
+@dataclass(frozen=True)
+class EMSettings:
+    """How a mixture is fitted.
+
+    Attributes:
+        components: K.
+        rank: columns of each W.
+        iterations: at most this many M-steps.
+        refresh: every how many of them all components see all images.
+        floor: smallest psi.
+        mirror: add every image's mirror image.
+        init: ``"kmeans"`` (on images shrunk to 8x8) or ``"random"`` (random halves of nothing: random labels).
+        batch: images a piece.
+        patience: full steps without a better held-out likelihood before stopping.
+        seed: of the initialisation; a fit is a function of images, settings and thread count.
+    """
+
+    components: int = 16
+    rank: int = 32
+    iterations: int = 30
+    refresh: int = 5
+    floor: float = 1e-3
+    mirror: bool = True
+    init: str = "kmeans"
+    batch: int = 500
+    patience: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("components", 1),
+            ("rank", 0),
+            ("iterations", 1),
+            ("refresh", 1),
+            ("batch", 1),
+            ("patience", 1),
+        ):
+            if getattr(self, name) < low:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {low}")
+        if not 0 < self.floor < math.inf:
+            raise InputError(f"floor is {self.floor}; expected a positive variance")
+        if self.init not in ("kmeans", "random"):
+            raise InputError(f"init is {self.init!r}; expected kmeans or random")
+
+
+def k_means(points: Tensor, k: int, rng: torch.Generator, iterations: int = 25) -> Tensor:
+    """Lloyd's algorithm from k-means++ seeds.
+
+    Args:
+        points: (n, p), n >= k.
+        k: clusters.
+        rng: of the seeds.
+        iterations: at most.
+
+    Returns:
+        Labels (n,).
+    """
+    centres = points[torch.randint(len(points), (1,), generator=rng)]
+    for _ in range(1, k):
+        distance = torch.cdist(points, centres).square().amin(1)
+        weights = distance if bool((distance > 0).any()) else torch.ones_like(distance)
+        centres = torch.cat([centres, points[torch.multinomial(weights, 1, generator=rng)]])
+    labels = torch.cdist(points, centres).argmin(1)
+    for _ in range(iterations):
+        # an empty cluster keeps its centre
+        centres = torch.stack(
+            [points[labels == j].mean(0) if bool((labels == j).any()) else c for j, c in enumerate(centres)]
+        )
+        old, labels = labels, torch.cdist(points, centres).argmin(1)
+        if bool((old == labels).all()):
+            break
+    return labels
+
+
+class _Images:
+    """uint8 images and their mirror images as pieces of float rows."""
+
+    def __init__(self, images: Tensor, mirror: bool, batch: int) -> None:
+        self.images, self.mirror, self.batch = images, mirror, batch
+        self.n = len(images) * (2 if mirror else 1)
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """(place among the rows, rows (b, d))."""
+        for flip in (False, True) if self.mirror else (False,):
+            start = len(self.images) if flip else 0
+            for i in range(0, len(self.images), self.batch):
+                x = to_float(self.images[i : i + self.batch])
+                yield slice(start + i, start + i + len(x)), (x.flip(3) if flip else x).flatten(1)
+
+    def shrunk(self) -> Tensor:
+        """Rows of at most 8x8 pixels, for clustering."""
+        c, h, w = self.images.shape[1:]
+        size = (min(h, 8), min(w, 8))
+        return torch.cat(
+            [torch.nn.functional.adaptive_avg_pool2d(x.reshape(-1, c, h, w), size).flatten(1) for _, x in self]
+        )
+
+
+class _Statistics:
+    """What the M-step of one component needs: float64 sums over its images."""
+
+    def __init__(self, d: int, r: int) -> None:
+        self.cross = torch.zeros(r + 1, d, dtype=torch.float64)  # sum h E[z~] r'
+        self.gram = torch.zeros(r + 1, r + 1, dtype=torch.float64)  # sum h E[z~ z~']
+        self.square = torch.zeros(d, dtype=torch.float64)  # sum h r^2
+
+    def add(self, h: Tensor, z: Tensor, centred: Tensor, inverse: Tensor) -> None:
+        tilde = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+        weighted = h[:, None] * tilde
+        self.cross += (weighted.to(centred.dtype).T @ centred).double()
+        self.gram += weighted.T @ tilde
+        self.gram[:-1, :-1] += h.sum() * inverse
+        self.square += h.to(centred.dtype) @ centred.square()
+
+    def solve(self, floor: float) -> tuple[Tensor, Tensor, Tensor, float]:
+        """(shift of mu (d,), new W' (r, d), new psi (d,), n_k)."""
+        n = float(self.gram[-1, -1])
+        both = torch.linalg.solve(self.gram, self.cross)
+        psi = ((self.square - (both * self.cross).sum(0)) / n).clamp_min(floor)
+        factor, shift = both[:-1], both[-1]
+        z_mean = self.gram[-1, :-1] / n
+        spread = torch.linalg.cholesky(self.gram[:-1, :-1] / n - z_mean[:, None] * z_mean)
+        return shift + z_mean @ factor, spread.T @ factor, psi, n
+
+
+class _EM:
+    def __init__(self, images: Tensor, settings: EMSettings) -> None:
+        s = self.settings = settings
+        self.data = _Images(images, s.mirror, s.batch)
+        self.net = MixtureBackbone(images.shape[1:], s.components, s.rank)
+        self.support = torch.ones(self.data.n, s.components, dtype=torch.bool)
+        self.start()
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Means of the clusters; W from random combinations of their images; psi half the variance around them."""
+        s, net, d = self.settings, self.net, self.net.pixels
+        rng = generator(s.seed, KEY)
+        if s.init == "kmeans":
+            labels = k_means(self.data.shrunk(), s.components, rng)
+        else:
+            labels = torch.randint(s.components, (self.data.n,), generator=rng)
+        counts = torch.bincount(labels, minlength=s.components).double()
+        sums = torch.zeros(s.components, d, dtype=torch.float64)
+        for rows, x in self.data:
+            sums.index_add_(0, labels[rows], x.double())
+        mean = (sums / counts.clamp_min(1)[:, None]).float()
+        variance = torch.zeros(d, dtype=torch.float64)
+        factor = torch.zeros_like(net.factor)
+        for rows, x in self.data:
+            centred = x - mean[labels[rows]]
+            variance += centred.square().sum(0)
+            mixing = torch.randn(len(x), s.rank, generator=rng)
+            for k in range(s.components):
+                own = labels[rows] == k
+                factor[k] += mixing[own].T @ centred[own]
+        factor /= (2 * max(s.rank, 1) * counts.clamp_min(1)).sqrt().float()[:, None, None]
+        psi = (variance / (2 * self.data.n)).clamp_min(s.floor).float().expand_as(mean)
+        net.assign(mean, factor, psi, counts.clamp_min(0.5).log())
+
+    @torch.no_grad()
+    def step(self, full: bool, bar: tqdm) -> float:  # type: ignore[type-arg]
+        """One E-step and M-step; returns the mean log-likelihood an image before it (its bound, if not full)."""
+        s, net = self.settings, self.net
+        if full:
+            self.support.fill_(True)
+        precision = 1 / net.noise
+        parts = [small(net.factor[k], precision[k]) for k in range(s.components)]
+        prior = net.log_weights.double().log_softmax(0)
+        statistics = [_Statistics(net.pixels, s.rank) for _ in range(s.components)]
+        total = 0.0
+        for rows, x in self.data:
+            support = self.support[rows]
+            logs = torch.full(support.shape, -math.inf, dtype=torch.float64)
+            zs: dict[int, Tensor] = {}
+            for k in range(s.components):
+                own = support[:, k]
+                if bool(own.any()):
+                    found = infer(x[own], net.mean[k], net.factor[k], precision[k], parts[k])
+                    logs[own, k] = prior[k] + found.log
+                    zs[k] = found.z.new_zeros(len(x), s.rank)
+                    zs[k][own] = found.z
+            total += float(logs.logsumexp(1).sum())
+            h = logs.softmax(1)
+            h = torch.where(h > SUPPORT, h, 0.0)
+            h = h / h.sum(1, keepdim=True)
+            self.support[rows] = h > 0
+            for k, z in zs.items():
+                own = h[:, k] > 0
+                if bool(own.any()):
+                    statistics[k].add(h[own, k], z[own], x[own] - net.mean[k], parts[k].inverse)
+            bar.update(len(x))
+        counts = torch.ones(s.components, dtype=torch.float64)
+        mean, factor, noise = net.mean.clone(), net.factor.clone(), net.noise.clone()
+        for k, found_k in enumerate(statistics):
+            counts[k] = found_k.gram[-1, -1]
+            if counts[k] > 1e-3:  # a component that lost its images stays where it was
+                shift, factor[k], noise[k], _ = found_k.solve(s.floor)
+                mean[k] += shift
+        net.assign(mean, factor, noise, counts.clamp_min(1e-3).log())
+        return total / self.data.n
+
+
+def held_out(net: MixtureBackbone, images: Tensor, seed: int = 0, batch: int = 100) -> dict[str, float]:
+    """Log-likelihood of images a fit has not seen, dequantised with fixed noise.
+
+    Args:
+        net: a fitted model.
+        images: uint8 (N, C, H, W).
+        seed: of the dequantisation; image i has its own stream.
+        batch: images at once.
+
+    Returns:
+        ``nats_per_dim`` and ``bits_per_dim`` (see the module), means over images and pixels, and ``ci95``, the
+        half-width of the 95 % interval of the bits over the images.
+    """
+    values = []
+    with torch.no_grad():
+        for i in range(0, len(images), batch):
+            x = to_float(images[i : i + batch])
+            u = torch.stack([torch.rand(x.shape[1:], generator=generator(seed, KEY, i + j)) for j in range(len(x))])
+            values.append(net.log_likelihood(x + (u - 0.5) / 127.5) / net.pixels)
+    nats = torch.cat(values)
+    bits = math.log2(127.5) - nats / math.log(2)
+    spread = float(bits.std()) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
+    return {"nats_per_dim": float(nats.mean()), "bits_per_dim": float(bits.mean()), "ci95": 1.96 * spread}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted mixture.
+
+    Attributes:
+        net: the model, of the best held-out likelihood if there were held-out images, else the last.
+        history: rows of ``iteration`` (M-steps done), ``train`` (nats a dimension, after a full E-step) and
+            ``held_out`` (:func:`held_out`, if images were given).
+        best: the number of M-steps of ``net``.
+    """
+
+    net: MixtureBackbone
+    history: list[dict[str, Any]]
+    best: int
+
+
+def fit_mixture(
+    images: Tensor | ImageSource,
+    settings: EMSettings | None = None,
+    validation: Tensor | ImageSource | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Fit a mixture of factor analysers; one component is factor analysis.
+
+    Memory: the images (N d bytes), N K flags, about 5 ``batch`` d floats for a piece, and three copies of the
+    weights (4 K d (r + 2) bytes each) beside float64 sums of twice that size.  For 9,000 images of 64x64x3, 16
+    components of rank 32 and pieces of 500 that is 0.5 GB.
+
+    Args:
+        images: uint8 (N, C, H, W), or a source of them (read into memory).
+        settings: see :class:`EMSettings`.
+        validation: held-out images of the same kind: measured every ``refresh`` steps, and reason to stop.
+        progress: show a bar.
+
+    Returns:
+        The fit.
+
+    Raises:
+        InputError: for images of another kind, or fewer of them than components.
+    """
+    s = settings or EMSettings()
+    train, test = _stack(images), None if validation is None else _stack(validation)
+    if len(train) < s.components:
+        raise InputError(f"{len(train)} images for {s.components} components; expected at least one a component")
+    if test is not None and test.shape[1:] != train.shape[1:]:
+        raise InputError(f"held-out images of shape {tuple(test.shape[1:])}; expected {tuple(train.shape[1:])}")
+    em = _EM(train, s)
+    history: list[dict[str, Any]] = []
+    best, best_value, best_weights, stale = 0, -math.inf, em.net.state_dict(), 0
+    with tqdm(total=s.iterations * em.data.n, unit="img", disable=not progress, smoothing=0.05) as bar:
+        for i in range(s.iterations + 1):
+            if i % s.refresh == 0 or i == s.iterations:
+                row: dict[str, Any] = {"iteration": i}
+                history.append(row)
+                if test is not None and i > 0:
+                    row["held_out"] = held_out(em.net, test, s.seed)
+                    value = row["held_out"]["nats_per_dim"]
+                    bar.set_postfix(held_out_bits=f"{row['held_out']['bits_per_dim']:.4f}")
+                    stale = 0 if value > best_value else stale + 1
+                    if value > best_value:
+                        best, best_value = i, value
+                        best_weights = {k: v.clone() for k, v in em.net.state_dict().items()}
+            if i == s.iterations or stale >= s.patience:
+                break
+            value = em.step(i % s.refresh == 0, bar) / em.net.pixels
+            if i % s.refresh == 0:
+                row["train"] = value
+    if test is None:
+        return Fit(em.net.eval(), history, i)
+    em.net.load_state_dict(best_weights)
+    return Fit(em.net.eval(), history, best)
+
+
+def _stack(images: Tensor | ImageSource) -> Tensor:
+    stack = images.stack() if isinstance(images, ImageSource) else images
+    if stack.dtype != torch.uint8 or stack.dim() != 4 or not len(stack):
+        raise InputError(f"images of {stack.dtype}, shape {tuple(stack.shape)}; expected uint8 (N, C, H, W)")
+    return stack

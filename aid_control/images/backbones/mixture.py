@@ -1,0 +1,138 @@
+r"""Mixtures of factor analysers as images: likelihood, inpainting and sampling in closed form.
+
+:math:`p(x_0) = \sum_k \pi_k N(\mu_k, W_k W_k' + \Psi_k)`; the algebra is in :mod:`.exact`.  Given known pixels
+y = x_0 at mask 1, the responsibilities :math:`w_k \propto \pi_k N(y; \mu_{k,o}, \Sigma_{k,oo})` weigh the
+components' conditional laws, so that the posterior is again a mixture:
+
+.. math::
+    E[x_0 | y] = \sum_k w_k (\mu_k + W_k m_k) \text{ in the hole}, \qquad
+    x_0 | y = \mu_k + W_k (m_k + M_k^{-1/2} n) + \Psi_k^{1/2} n', \; k \sim w .
+
+A non-linear, multi-modal backbone of which everything is known: the truth that samplers and guidance are
+measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ...noise import generator
+from .exact import ExactBackbone
+
+__all__ = ["MixtureBackbone"]
+
+KEY = 0x6A55  # keeps draws of an exact posterior apart from a sampler's noise of the same seed
+
+
+class MixtureBackbone(ExactBackbone):
+    """sum_k pi_k N(mu_k, W_k W_k' + diag(psi_k)); arguments and weights as :class:`.exact.ExactBackbone`."""
+
+    def _observed(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        """Checked images as (B, d) float64, zero where unseen."""
+        if y.dim() != 4 or tuple(y.shape[1:]) != self.shape:
+            raise InputError(f"images of shape {tuple(y.shape)}; expected (B, {', '.join(map(str, self.shape))})")
+        if mask is not None:
+            if tuple(mask.shape) != (len(y), 1, *self.shape[1:]):
+                expected = (len(y), 1, *self.shape[1:])
+                raise InputError(f"mask of shape {tuple(mask.shape)}; expected {expected}, 1 = known")
+            if not bool(((mask == 0) | (mask == 1)).all()):
+                raise InputError("mask holds other values than 1 (known) and 0 (hole)")
+            y = torch.where(mask.bool(), y, 0.0)
+        if not bool(torch.isfinite(y).all()):
+            raise InputError("known pixels hold NaN or infinity; expected numbers")
+        return y.double().flatten(1)
+
+    def _joint(self, x: Tensor, sigma: Tensor | float, mask: Tensor | None) -> Tensor:
+        """log pi_k + log p(x | k) of images (B, C, H, W): (B, K) float64."""
+        flat = self._observed(x, mask)
+        blocks = list(self._blocks(len(flat), sigma, mask))
+        if not blocks:
+            return flat.new_zeros(0, self.components)
+        logs = torch.cat([self._infer(flat[block.rows], block)[0] for block in blocks])
+        return logs[torch.cat([block.rows for block in blocks]).argsort()]
+
+    def log_likelihood(self, x: Tensor, sigma: Tensor | float = 0.0, mask: Tensor | None = None) -> Tensor:
+        """log p of images, or of their known pixels, seen through noise: a density over [-1, 1] units, in nats.
+
+        Args:
+            x: images (B, C, H, W).
+            sigma: noise level, a scalar or (B,).
+            mask: (B, 1, H, W), 1 = known; ``None`` = all.
+
+        Returns:
+            (B,) float64, differentiable in x.
+
+        Raises:
+            InputError: for images, masks or levels that do not fit.
+        """
+        return self._joint(x, sigma, mask).logsumexp(1)
+
+    def responsibilities(self, x: Tensor, sigma: Tensor | float = 0.0, mask: Tensor | None = None) -> Tensor:
+        """Posterior probabilities of the components, (B, K) float64; arguments as :meth:`log_likelihood`."""
+        return self._joint(x, sigma, mask).softmax(1)
+
+    def posterior_mean(self, y: Tensor, mask: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """E[x0 | known pixels], exactly: the best filling in mean squared error if images come from this model.
+
+        Args:
+            y: images (B, C, H, W); what they hold in the hole is ignored.
+            mask: (B, 1, H, W), 1 = known, 0 = hole; any, and each image its own (one factorisation a mask).
+            sigma: noise on the known pixels, a scalar or (B,); 0 = they are exact, and returned as they are.
+
+        Returns:
+            Images like ``y``.
+
+        Raises:
+            InputError: for images, masks or levels that do not fit.
+        """
+        mean = self._blend(self._observed(y, mask), sigma, mask).reshape(y.shape).to(y.dtype)
+        return self._paste(y, mask, sigma, mean)
+
+    @torch.no_grad()
+    def posterior_sample(self, y: Tensor, mask: Tensor, seeds: Sequence[int], sigma: Tensor | float = 0.0) -> Tensor:
+        """One exact sample an image of p(x0 | known pixels); a function of its seed, whatever its batch.
+
+        Args:
+            y: images (B, C, H, W); what they hold in the hole is ignored.
+            mask: (B, 1, H, W), 1 = known, 0 = hole.
+            seeds: one an image.
+            sigma: as in :meth:`posterior_mean`.
+
+        Returns:
+            Images like ``y``; not clipped to [-1, 1].
+
+        Raises:
+            InputError: for images, masks, levels or seeds that do not fit.
+        """
+        flat = self._observed(y, mask)
+        if len(seeds) != len(flat):
+            raise InputError(f"{len(seeds)} seeds for {len(flat)} images; expected one an image")
+        out = torch.empty_like(flat)
+        for block in self._blocks(len(flat), sigma, mask):
+            logs, zs, _ = self._infer(flat[block.rows], block)
+            cumulative = logs.softmax(1).cumsum(1)
+            for j, i in enumerate(block.rows.tolist()):
+                rng = generator(seeds[i], KEY)
+                u = float(torch.rand((), generator=rng, dtype=torch.float64))
+                n = torch.randn(self.rank + self.pixels, generator=rng, dtype=torch.float64).to(flat.device)
+                k = min(int((cumulative[j] <= u).sum()), self.components - 1)
+                gain, psi = self._gain(k, block.sigma, block.mask, torch.float64)
+                z = zs[k][j] + n[: self.rank] @ block.parts[k].root
+                image = self.mean[k].double() + z @ self.factor[k].double()
+                out[i] = image + gain * (flat[i] - image) + (psi * (1 - gain)).sqrt() * n[self.rank :]
+        return self._paste(y, mask, sigma, out.reshape(y.shape).to(y.dtype))
+
+    def sample(self, seeds: Sequence[int]) -> Tensor:
+        """Exact samples of the images (len(seeds), C, H, W), one seed an image; not clipped to [-1, 1]."""
+        y = self.mean.new_zeros(len(seeds), *self.shape)
+        return self.posterior_sample(y, y[:, :1], seeds)
+
+    @staticmethod
+    def _paste(y: Tensor, mask: Tensor, sigma: Tensor | float, image: Tensor) -> Tensor:
+        """Exact known pixels as they came, bit for bit."""
+        exact = torch.as_tensor(sigma, device=mask.device).reshape(-1, 1, 1, 1) == 0
+        return torch.where(mask.bool() & exact, y, image)
