@@ -91,7 +91,9 @@ def main(cfg: Any) -> None:
         if x.shape[2] == x.shape[3] >= 8:
             mask = make_mask("box", x.shape[-1], 0).expand(len(x), 1, *x.shape[2:])
             score = summary(psnr(net.posterior_mean(x, mask), x, 1 - mask))
-            print(f"posterior mean, centre box, {len(x)} images: hole PSNR {score['mean']:.2f} ± {score['ci95']:.2f} dB")
+            print(
+                f"posterior mean, centre box, {len(x)} images: hole PSNR {score['mean']:.2f} ± {score['ci95']:.2f} dB"
+            )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 import torch
 from torch import Tensor
@@ -158,6 +159,7 @@ def bias(cfg: Any, report: Report, panels: Panels) -> None:
             "s--",
             label=f"sampled - averaged, additive noise, {order(steps, gap):.2f}",
         )
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axis.set(title="bias of the cost", xlabel="dt")
         axis.legend()
 

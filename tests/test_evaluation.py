@@ -90,8 +90,8 @@ class Slanted(nn.Module):
         return x[:, 0] + self.weights[0] * (self.horizon - t) * x[:, 0]
 
 
-class Slant(LinearValue):
-    """theta (T - t) x alone, for the methods that solve: they want a critic without a known part."""
+class KnownSlope(LinearValue):
+    """The same function for the methods that solve: theta times (T - t) x, and a known x."""
 
     def __init__(self, horizon):
         super().__init__(1, 0, horizon)
@@ -99,6 +99,9 @@ class Slant(LinearValue):
 
     def features(self, t, x, context=None, probe=None):
         return (self.horizon - t) * x
+
+    def known(self, t, x):
+        return x[:, 0]
 
 
 def run_brownian(horizon, steps, paths, exact):
@@ -125,12 +128,6 @@ def brownian(request):
     return horizon, run_brownian(horizon, steps, 400, exact=True)
 
 
-def known_part_as_cost(path):
-    """J = x + J' with x moved to the costs: c' Dt = c Dt + dX, Psi' = Psi - x."""
-    moved = [c + (b - a)[:, 0] for c, a, b in zip(path.costs, path.states[:-1], path.states[1:], strict=True)]
-    return replace(path, costs=moved, terminal=path.terminal - path.states[-1][:, 0])
-
-
 def test_mstde_finds_the_flattest_function(brownian):
     horizon, path = brownian
     found = rest(mstde_loss, Shifted(Slanted(horizon)), path).item()
@@ -152,7 +149,7 @@ def test_martingale_methods_find_the_truth_of_the_known_case(brownian, name):
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 def test_clstd_finds_the_truth_of_the_known_case(brownian, decay):
     horizon, path = brownian
-    assert abs(clstd(Shifted(Slant(horizon)), known_part_as_cost(path), decay).item()) < 1e-9
+    assert abs(clstd(Shifted(KnownSlope(horizon)), path, decay).item()) < 1e-9
 
 
 def test_the_known_case_by_sampling():
@@ -161,9 +158,8 @@ def test_the_known_case_by_sampling():
     assert rest(mstde_loss, Shifted(Slanted(1.0)), path).item() == pytest.approx(-1.485, abs=0.02)
     for name in ("ctd", "martingale"):
         assert abs(rest(EVALUATIONS[name], Shifted(Slanted(1.0)), path).item()) < 0.065
-    # moving the known part to the costs changes nothing
-    moved = clstd(Shifted(Slant(1.0)), known_part_as_cost(path)).item()
-    assert moved == pytest.approx(rest(ctd_loss, Shifted(Slanted(1.0)), path).item(), abs=1e-12)
+    solved = clstd(Shifted(KnownSlope(1.0)), path).item()
+    assert solved == pytest.approx(rest(ctd_loss, Shifted(Slanted(1.0)), path).item(), abs=1e-12)
 
 
 # --- A random LQ problem whose value on the grid lies in the critic's span -------------------------------------------
@@ -308,12 +304,20 @@ def filled(critic, seed=3):
     return critic
 
 
+class Offset(LinearValue):
+    """With a part that is not learned."""
+
+    def known(self, t, x):
+        return 0.5 * t * x[:, 0] + x[:, 1] ** 3
+
+
+@pytest.mark.parametrize("critic", [LinearValue, Offset])
 @pytest.mark.parametrize("decay", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize(("anchored", "discount"), [(True, 0.0), (True, 0.3), (False, 0.3)])
-def test_clstd_is_where_ctd_rests(decay, anchored, discount):
+def test_clstd_is_where_ctd_rests(critic, decay, anchored, discount):
     """On the same data, with the trace, the discount and the shift by lambda t."""
     path = small(discount, paths=200)
-    value = Shifted(LinearValue(2, 0 if not anchored else 1), 0.6, anchored)
+    value = Shifted(critic(2, 1 if anchored else 0), 0.6, anchored)
     theta = clstd(value, path, decay)
     gradient = torch.autograd.grad(ctd_loss(value, path, decay), value.critic.weights)[0]
     assert gradient.abs().max() < 1e-9 * (1 + theta.abs().max())
@@ -359,6 +363,15 @@ def test_the_gradient_of_ctd_is_the_sum_by_hand(decay):
             dm += math.exp(-rho * times[k]) * float(path.costs[k][b])
             total += trace * dm
     assert torch.allclose(gradient, -total / path.states[0].shape[0], rtol=1e-10, atol=1e-12)
+
+
+def test_the_mean_square_error_by_hand():
+    """Each step's square in units of its own length."""
+    path = small()
+    value = Shifted(filled(LinearValue(2, 1)), 0.5)
+    delta = temporal_differences(value.along(path), path).detach()
+    wanted = sum(delta[k].square().mean() / dt for k, _, dt in path.steps())
+    assert float(mstde_loss(value, path).detach()) == pytest.approx(float(wanted))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.2, 1.0])

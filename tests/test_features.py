@@ -29,6 +29,12 @@ def test_monomials_by_hand():
     assert torch.equal(monomials(x, 2), torch.tensor([[1.0, 2, 3, 4, 6, 9], [1.0, -1, 5, 1, -5, 25]]))
 
 
+def test_products_come_row_by_row():
+    """x1 x1, x1 x2, x1 x3, x2 x2, x2 x3, x3 x3."""
+    out = monomials(torch.tensor([[2.0, 3.0, 5.0]]), 2)
+    assert out[0, 4:].tolist() == [4, 6, 10, 9, 15, 25]
+
+
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
 @pytest.mark.parametrize("degree", [0, 1, 2])
 def test_as_many_monomials_as_there_are(d, degree):
@@ -101,6 +107,16 @@ def test_a_linear_mean_is_affine(groups, time_degree):
         assert torch.allclose(out[row], weights @ phi[row])
         assert torch.allclose(out[row], law[:, 1:] @ x[row] + law[:, 0])
     assert torch.allclose(mean(0.7, x), out)
+
+
+def test_a_known_part_is_added():
+    class Known(LinearValue):
+        def known(self, t, x):
+            return t + x[:, 0] ** 3
+
+    value, plain, x = filled(Known(2, 1)), filled(LinearValue(2, 1)), randn(5, 2)
+    assert torch.allclose(value(0.4, x), plain(0.4, x) + 0.4 + x[:, 0] ** 3)
+    assert torch.equal(value.features(0.4, x), plain.features(0.4, x))
 
 
 def test_groups_of_values_are_separate_functions():

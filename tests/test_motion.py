@@ -133,7 +133,7 @@ def test_expected_cost_is_the_exact_one_of_the_scheme(mode, temperature):
     x0 = tensor([[1.0, -0.5]])
     cost = rollout(
         problem, POLICY, x0.repeat(paths, 1), grid, target=0, mode=mode, temperature=temperature, entropy=5,
-        noise=generator(6), keep=False,
+        noise=generator(6), keep="last",
     ).total_cost()  # fmt: skip
     want = scheme_value(problem, POLICY, grid, mode, temperature)(0.0, x0).item()
     assert cost.mean().item() == pytest.approx(want, abs=4.5 * cost.std().item() / paths**0.5)
@@ -179,7 +179,7 @@ def regret_cost(gain, increments, grid, variance=1.0):
     x = torch.ones(increments.dw.shape[1], 1, dtype=F64)
     policy = AffineGaussian.constant([[gain]], None, variance)
     return rollout(
-        zoo.regret(), policy, x, grid, target=0, mode="averaged", increments=increments, keep=False
+        zoo.regret(), policy, x, grid, target=0, mode="averaged", increments=increments, keep="last"
     ).total_cost()
 
 

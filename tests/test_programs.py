@@ -153,3 +153,24 @@ def test_backbone_training_continues_a_torch_state(tmp_path, shared):
     assert facts["images_seen"] == 122200
     again = run("train_backbone.py", *options, "kimg=122.204", cwd=tmp_path)
     assert again.returncode == 0 and "at 122200 images" in again.stdout, again.stderr
+
+
+def test_verify_recovery_reports_rows_and_a_figure(tmp_path):
+    options = ("parts=[exact,aid,bias,evaluation,refusals]", "exact.dims=[1,2]", "exact.temperatures=[0.1]")
+    small = ("bias.paths=20000", "threads=1", "out=o")
+    done = run("verify_recovery.py", *options, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "o/report.json").read_text())
+    assert len(report["rows"]) > 20 and all(row["ok"] for row in report["rows"])
+    assert all(set(row) == {"name", "value", "bar", "ok"} for row in report["rows"])
+    assert report["rows"][0]["name"] in done.stdout and "torch" in report["about"]
+    with Image.open(tmp_path / "o/recovery.png") as figure:
+        assert figure.width > 1000
+
+
+def test_verify_recovery_fails_where_a_row_fails(tmp_path):
+    # two paths cannot show a theta within 0.01
+    done = run("verify_recovery.py", "parts=[evaluation]", "evaluation.paths=2", "threads=1", "out=o", cwd=tmp_path)
+    assert done.returncode == 1 and "FAIL" in done.stdout
+    refused = run("verify_recovery.py", "parts=[everything]", "out=o", cwd=tmp_path)
+    assert refused.returncode == 2 and "parts" in refused.stderr and refused.stderr.count("\n") == 1

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from aid_control import ActorCritic, Batch, ControlProblem, GaussianPolicy, rollout
+from aid_control import ActorCritic, Batch, ControlProblem, rollout
 from aid_control.evaluation import clstd
 from aid_control.features import LinearMean, LinearValue
 from aid_control.improvement import ESTIMATORS, policy_gradient_loss
 from aid_control.increments import time_grid
-from aid_control.lq import AffineGaussian, LQProblem, algebraic, evaluate, riccati
+from aid_control.lq import AffineGaussian, LQProblem, riccati, scheme_value
 from aid_control.noise import generator
 from aid_control.online import LogVariance
 from aid_control.schedules import box, constant, power
@@ -25,16 +25,39 @@ def randn(*shape, seed=0):
     return torch.randn(*shape, generator=generator(seed, 0x7A), dtype=F64)
 
 
-def constant_optimum(discount=0.5, noise=0.4, **more):
-    """A scalar problem whose terminal cost keeps the optimal gain and offset constant in time."""
-    c = {"A": -0.5, "B": 1.0, "Q": 2.0, "R": 1.0, "q": 0.5, "s": [[noise]], "discount": discount} | more
-    stationary = algebraic(LQProblem(**c, horizon=math.inf))
-    big, small, _ = stationary.value.terms(0)
-    gain, offset, _ = stationary.policy.law(torch.zeros(()))
-    return LQProblem(**c, G=big, g=small), float(gain), float(offset)
+STEPS = 10
 
 
-def batch(i, n=200, steps=10, lq=None):
+def constant_optimum(discount=0.5, a=-0.5, b=1.0, r=1.0, p=0.9, g=0.3, noise=0.4):
+    """A scalar problem, its optimal gain and offset, and the curvature S, all on the grid and constant in time.
+
+    Q and q are such that one step of the discrete problem keeps the value's p x^2/2 + g x.
+    """
+    dt, gamma = 1 / STEPS, math.exp(-discount / STEPS)
+    curvature, cross, line = r + gamma * p * dt * b**2, gamma * p * (1 + dt * a) * b, gamma * b * g
+    square = (p - gamma * p * (1 + dt * a) ** 2) / dt + cross**2 / curvature
+    linear = (g - gamma * g * (1 + dt * a)) / dt + cross * line / curvature
+    lq = LQProblem(a, b, Q=square, R=r, q=linear, s=[[noise]], G=p, g=g, discount=discount)
+    return lq, -cross / curvature, -line / curvature, curvature
+
+
+def test_the_constant_optimum_is_one():
+    lq, gain, offset, curvature = constant_optimum()
+    grid = time_grid(1.0, steps=STEPS)
+
+    def cost(gain, offset, variance):
+        policy = AffineGaussian.constant([[gain]], [offset], variance)
+        return float(scheme_value(lq, policy, grid, "sampled", TAU)(0.0, torch.tensor([[0.7]], dtype=F64)))
+
+    best = cost(gain, offset, TAU / curvature)
+    for i in range(3):
+        for shift in (-0.03, 0.03):
+            law = [gain, offset, TAU / curvature]
+            law[i] += shift
+            assert cost(*law) > best + 1e-5
+
+
+def batch(i, n=200, steps=STEPS):
     return Batch(1.5 * randn(n, 1, seed=i), time_grid(1.0, steps=steps), target=())
 
 
@@ -56,43 +79,45 @@ def make(estimator="policy_gradient", lq=None, **more):
 @pytest.mark.parametrize("evaluation", ["clstd", "ctd"])
 def test_the_policy_gradient_learns_mean_and_covariance(evaluation):
     """From zero and twice the variance to the exploratory optimum, averaged over the last part."""
-    lq, gain, offset = constant_optimum()
+    lq, gain, offset, curvature = constant_optimum()
     trainer = make(
         lq=lq, evaluation=evaluation, actor_lr=0.03, critic_lr=0.05, rate=power(1.0, 0.6, 60),
         updates=1 if evaluation == "clstd" else 3,
     )  # fmt: skip
     seen = []
-    for i in range(260):
-        log = trainer.iterate(batch(i, 300))
+    for i in range(200):
+        log = trainer.iterate(batch(i))
         weights = trainer.actor.weights.detach()[0]
         seen.append([float(weights[1]), float(weights[0]), float(trainer.covariance(torch.zeros(())).detach())])
-    found = torch.tensor(seen[160:]).mean(0).tolist()
-    assert found[0] == pytest.approx(gain, abs=0.08)
-    assert found[1] == pytest.approx(offset, abs=0.05)
-    assert found[2] == pytest.approx(TAU, rel=0.15)
+    found = torch.tensor(seen[120:]).mean(0).tolist()
+    assert found[0] == pytest.approx(gain, abs=0.03)
+    assert found[1] == pytest.approx(offset, abs=0.03)
+    assert found[2] == pytest.approx(TAU / curvature, rel=0.06)
     assert set(log) == {"cost", "terminal", "critic_loss", "actor_loss"}
     # the critic is the entropy-regularised value, its constant included
     at = torch.tensor([[-1.0], [0.0], [1.0]], dtype=F64)
-    exact = riccati(lq, TAU).value(0.0, at)
-    assert (trainer.critic(0.0, at).detach() - exact).abs().max() < 0.15
-    assert (riccati(lq).value(0.0, at) - exact).abs().min() > 0.05
+    optimum = AffineGaussian.constant([[gain]], [offset], TAU / curvature)
+    grid = time_grid(1.0, steps=STEPS)
+    exact, cold = (scheme_value(lq, optimum, grid, "sampled", tau)(0.0, at) for tau in (TAU, 0.0))
+    assert (trainer.critic(0.0, at).detach() - exact).abs().mean() < 0.15
+    assert (cold - exact).abs().min() > 0.18
 
 
 @pytest.mark.parametrize("estimator", ["score", "stein"])
 def test_least_squares_evaluation_with_the_other_estimators(estimator):
     """R = 1 and the fixed variance 2 lambda of AID: the critic is V - lambda t, solved for; the mean is the optimum."""
-    lq, gain, offset = constant_optimum(discount=0.0)
+    lq, gain, offset, _ = constant_optimum(discount=0.0)
     trainer = make(estimator, lq, actor_lr=0.03, ema=0.98, temperature=0.15, rate=power(1.0, 0.6, 60))
-    for i in range(200):
-        log = trainer.iterate(batch(i, 300, steps=20))
+    for i in range(180):
+        log = trainer.iterate(batch(i, 200))
         assert log["critic_loss"] == 0.0
     mean = trainer.average["weights"][0].tolist()
-    assert mean[1] == pytest.approx(gain, abs=0.08)
-    assert mean[0] == pytest.approx(offset, abs=0.05)
+    assert mean[1] == pytest.approx(gain, abs=0.03)
+    assert mean[0] == pytest.approx(offset, abs=0.03)
 
 
 def test_a_network_can_be_the_critic_of_the_policy_gradient():
-    lq, gain, _ = constant_optimum()
+    lq, gain, *_ = constant_optimum()
     torch.manual_seed(0)
     trainer = ActorCritic(
         lq, LinearMean(1, 1, 0), NeuralValue(1, 16, 1).double(), TAU, "policy_gradient", "martingale",
@@ -119,17 +144,22 @@ def test_one_iteration_is_its_parts():
         assert torch.allclose(new, old - 0.1 * gradient) and gradient.any()
 
 
+def stage(trainer, x, a):
+    """Running cost of the scalar problem."""
+    big, line = (float(trainer.problem.at(name, 0.0).squeeze()) for name in "Qq")
+    return 0.5 * big * x**2 + 0.5 * a**2 + line * x
+
+
 def test_costs_carry_the_entropy_for_the_policy_gradient_only():
     trainer = make()
     path = trainer.collect(batch(0, 4000))
     log = trainer.policy.log_prob(path.times[0], path.actions[0], path.means[0]).detach()
     x, a = path.states[0][:, 0], path.actions[0][:, 0]
-    stage = x**2 + 0.5 * a**2 + 0.5 * x
-    assert torch.allclose(path.costs[0], 0.1 * (stage + TAU * log))
-    other = make("stein")
+    assert torch.allclose(path.costs[0], 0.1 * (stage(trainer, x, a) + TAU * log))
+    other = make("score")
     path = other.collect(batch(0, 4000))
     x, a = path.states[0][:, 0], path.actions[0][:, 0]
-    assert torch.allclose(path.costs[0], 0.1 * (x**2 + 0.5 * a**2 + 0.5 * x))
+    assert torch.allclose(path.costs[0], 0.1 * stage(other, x, a))
     # and its variance is the fixed one, 2 lambda / (d R)
     assert other.policy.covariance(path.times[0]) == pytest.approx(2 * TAU)
     assert other.value.temperature == TAU and trainer.value.temperature == 0
@@ -148,7 +178,7 @@ def test_the_temperature_may_be_a_schedule():
     path = trainer.collect(batch(0, 5))
     x, a = path.states[0][:, 0], path.actions[0][:, 0]
     log = trainer.policy.log_prob(path.times[0], path.actions[0], path.means[0]).detach()
-    assert torch.allclose(path.costs[0], 0.1 * (x**2 + 0.5 * a**2 + 0.5 * x + 0.1 * log))
+    assert torch.allclose(path.costs[0], 0.1 * (stage(trainer, x, a) + 0.1 * log))
     assert make(temperature=0.7).temperature == 0.7
 
 
@@ -183,6 +213,34 @@ def test_the_projection_is_obeyed(estimator):
         assert not -0.2 <= trainer.covariance.weight.detach() <= 0.1  # nor is the covariance
 
 
+@pytest.mark.parametrize("estimator", ["policy_gradient", "stein", "score"])
+@pytest.mark.parametrize("evaluation", ["ctd", "martingale"])
+def test_a_step_at_a_time_is_the_same_update(estimator, evaluation):
+    """``stepwise`` changes memory, and rounding, but not what is learned."""
+    found = []
+    for stepwise in (False, True):
+        trainer = make(estimator, evaluation=evaluation, optimizer="sgd", stepwise=stepwise, updates=2, actor_lr=0.05)
+        logs = [trainer.iterate(batch(i, 20)) for i in range(3)]
+        found.append((trainer.actor.weights.detach(), trainer.critic.weights.detach(), logs))
+    (actor, critic, logs), (actor_2, critic_2, logs_2) = found
+    assert torch.allclose(actor, actor_2, atol=1e-12) and torch.allclose(critic, critic_2, atol=1e-12)
+    assert actor.any() and critic.any()
+    for log, other in zip(logs, logs_2, strict=True):
+        assert log == pytest.approx(other, rel=1e-9)
+
+
+def test_an_estimator_may_be_a_function():
+    """Its targets are what the mean is moved towards."""
+
+    def towards(problem, policy, value, trajectory):
+        return [torch.full_like(m, 0.7) for m in trajectory.means]
+
+    trainer = make(towards, actor_lr=0.05)
+    for i in range(150):
+        trainer.iterate(batch(i, 50))
+    assert trainer.actor.weights[0].tolist() == pytest.approx([0.7, 0.0], abs=0.02)
+
+
 def test_plain_gradient_descent_and_adam():
     sgd, adam = make(optimizer="sgd"), make()
     assert all(isinstance(o, torch.optim.SGD) for o in sgd.optimizers.values())
@@ -195,10 +253,7 @@ def test_plain_gradient_descent_and_adam():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"estimator": "reinforce"},
-            "estimator is 'reinforce'; expected one of score, stein, adjoint, policy_gradient",
-        ),
+        ({"estimator": "reinforce"}, "estimator is 'reinforce'; expected one of score, .*, policy_gradient"),
         ({"mode": "mean"}, "the policy_gradient estimator needs sampled actions; expected mode 'sampled', not 'mean'"),
         ({"estimator": "score", "mode": "averaged", "covariance": None}, "the score estimator needs sampled actions"),
         ({"covariance": None}, "a covariance belongs to the policy_gradient estimator"),
@@ -273,15 +328,12 @@ def test_a_problem_without_noise_needs_none():
         def terminal_cost(self, x, target):
             return 0.5 * (x[:, 0] - 1) ** 2
 
-    trainer = make(lq=Plain())
-    before = trainer.iterate(batch(0))["cost"]
-    for i in range(1, 60):
-        trainer._rates["actor"] = 0.05
-        log = trainer.iterate(batch(0))
-    assert log["cost"] < before
+    trainer = make(lq=Plain(), actor_lr=0.05)
+    costs = [trainer.iterate(batch(0))["cost"] for _ in range(60)]
+    assert sum(costs[-10:]) < 0.7 * sum(costs[:10])
 
 
-# --- What is not right yet -------------------------------------------------------------------------------------------
+# --- What the targets are -------------------------------------------------------------------------------------------
 
 
 class Exact(nn.Module):
@@ -299,7 +351,7 @@ def target_gap(name, **coefficients):
     optimum = riccati(lq)
     x = torch.tensor([[0.5], [1.0]], dtype=F64)
     path = rollout(lq, optimum.policy, x, time_grid(1.0, steps=100), target=())
-    found = torch.stack(ESTIMATORS[name](lq, optimum.policy, Shifted(Exact(optimum.value)), path))
+    found = torch.stack(list(ESTIMATORS[name](lq, optimum.policy, Shifted(Exact(optimum.value)), path)))
     best = torch.stack(path.means)
     return float((found - best).norm() / best.norm())
 
@@ -309,43 +361,46 @@ def test_the_optimum_is_a_fixed_point(name):
     assert target_gap(name) < 0.01
 
 
-WEIGHTS = "an LQProblem's R, N and r do not reach the estimators: control_weight is 1"
-
-
+@pytest.mark.parametrize("name", ["stein", "adjoint"])
 @pytest.mark.parametrize(
-    ("name", "coefficients"),
-    [
-        pytest.param("stein", {"R": 2.0}, marks=pytest.mark.xfail(strict=True, reason=WEIGHTS)),
-        pytest.param("adjoint", {"R": 2.0}, marks=pytest.mark.xfail(strict=True, reason=WEIGHTS)),
-        pytest.param("stein", {"N": 0.5, "Q": 1.0}, marks=pytest.mark.xfail(strict=True, reason=WEIGHTS)),
-        pytest.param("stein", {"r": 1.0}, marks=pytest.mark.xfail(strict=True, reason=WEIGHTS)),
-        ("stein", {"Q": 2.0}),
-        ("stein", {"discount": 1.5}),
-        pytest.param(
-            "adjoint", {"Q": 2.0}, marks=pytest.mark.xfail(strict=True, reason="the running cost has no gradient there")
-        ),
-        pytest.param(
-            "adjoint", {"discount": 1.5}, marks=pytest.mark.xfail(strict=True, reason="the adjoint is not discounted")
-        ),
-    ],
+    "coefficients",
+    [{"R": 2.0}, {"Q": 2.0}, {"N": 0.5, "Q": 1.0}, {"r": 1.0, "q": 0.3}, {"discount": 1.5}, {"b": 0.4, "g": -1.0}],
+    ids=lambda c: "".join(c),
 )
-def test_the_optimum_is_a_fixed_point_in_general(name, coefficients):
+def test_the_optimum_is_a_fixed_point_with_every_coefficient(name, coefficients):
     assert target_gap(name, **coefficients) < 0.03
 
 
-@pytest.mark.xfail(strict=True, reason="the score's targets carry e^{-rho t}, Stein's do not")
-def test_score_and_stein_have_the_same_expectation_with_a_discount():
-    lq, n = LQProblem(-0.5, 1.0, R=1.0, G=1.0, discount=1.5), 100_000
-    policy = AffineGaussian.constant([[0.0]], [0.3], 0.5)
-    path = rollout(
-        lq, GaussianPolicy(policy.mean, lambda t: 0.5), torch.ones(n, 1, dtype=F64), time_grid(1.0, steps=10),
-        target=(), mode="sampled", noise=generator(0),
-    )  # fmt: skip
-    value = Shifted(Exact(evaluate(lq, policy)))
-    score, stein = (torch.stack(ESTIMATORS[k](lq, path_policy(policy), value, path)) for k in ("score", "stein"))
-    gap = (score - stein).mean(1) / stein.mean(1)
-    assert gap.abs().max() < 0.25
+SCALE = "the score's scale and the fixed variance use control_weight, which is 1 for every LQProblem"
 
 
-def path_policy(policy):
-    return GaussianPolicy(policy.mean, lambda t: torch.tensor(0.5, dtype=F64))
+@pytest.mark.parametrize(
+    "coefficients",
+    [
+        {},
+        {"discount": 1.5},
+        {"Q": 2.0, "q": 0.3},
+        pytest.param({"R": 2.0}, marks=pytest.mark.xfail(strict=True, reason=SCALE)),
+    ],
+    ids=lambda c: "".join(c),
+)
+def test_score_and_stein_have_the_same_expectation(coefficients):
+    """With the exact value on the grid, at every step, far from the optimum."""
+    lq = LQProblem(-0.5, 1.0, **({"R": 1.0, "G": 1.0} | coefficients))
+    law = (torch.zeros(1, 1).double(), torch.tensor([0.3]).double(), torch.tensor(0.5).double())
+    policy, grid, n = AffineGaussian(lambda t: law), time_grid(1.0, steps=5), 100_000
+    x = torch.ones(n, 1, dtype=F64)
+    path = rollout(lq, policy, x, grid, target=(), mode="sampled", noise=generator(0))
+    values = [scheme_value(lq, policy, grid[k:], "sampled") for k in range(5)]
+    value = Shifted(Exact(lambda t, x: values[int((grid - t).abs().argmin())](t, x)))
+    score, stein = (torch.stack(list(ESTIMATORS[name](lq, policy, value, path))) for name in ("score", "stein"))
+    gap = (score - stein)[..., 0]
+    assert (gap.mean(1).abs() < 4 * gap.std(1) / n**0.5).all(), gap.mean(1)
+    assert (gap.std(1) / n**0.5 < 0.05 * stein.mean(1)[:, 0].abs()).all()
+
+
+@pytest.mark.xfail(strict=True, reason=SCALE)
+def test_the_fixed_variance_costs_lambda_a_unit_of_time():
+    lq, t = LQProblem(-0.5, 1.0, R=2.0, G=1.0), torch.zeros(())
+    variance = torch.as_tensor(lq.policy_variance(t, 0.3, 1), dtype=F64)
+    assert float(lq.exploration_cost(t, variance, 1)) == pytest.approx(0.3)

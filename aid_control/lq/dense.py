@@ -59,6 +59,7 @@ def solve_backward(
     horizon: float,
     rtol: float = 1e-12,
     stop: Callable[[float, np.ndarray], float] | None = None,
+    pieces: int = 16,
 ) -> tuple[DenseSolution, float | None]:
     """Solve y' = rhs(t, y), y(T) = end, from T back to 0.
 
@@ -69,6 +70,7 @@ def solve_backward(
         rtol: relative tolerance of the steps; the absolute one is rtol times the largest entry of y(T), at
             least rtol.
         stop: a function of (t, y) that is positive while the solution makes sense.
+        pieces: at least so many steps; the solution's *derivative* is as good as the steps are short.
 
     Returns:
         The solution on the interval reached and ``None``, or the time at which ``stop`` became zero or the
@@ -91,13 +93,13 @@ def solve_backward(
         events=event,
         rtol=rtol,
         atol=scale,
-        max_step=horizon / 16,
+        max_step=horizon / pieces,
     )
     reached = None if out.status == 0 else float(out.t_events[0][0]) if out.status == 1 else float(out.t[-1])
     times = out.sol.ts[::-1]
     keep = [(a, b) for a, b in zip(times[:-1], times[1:], strict=True) if b > a]
-    pieces = np.stack([_FIT @ out.sol((a + b) / 2 + (b - a) / 2 * _NODES).T for a, b in keep]) if keep else None
-    if pieces is None:
-        pieces, times = np.zeros((1, _DEGREE + 1, len(end))), np.array([horizon, horizon])
-        pieces[0, 0] = end
-    return DenseSolution(torch.tensor(times.copy()), torch.tensor(pieces)), reached
+    parts = np.stack([_FIT @ out.sol((a + b) / 2 + (b - a) / 2 * _NODES).T for a, b in keep]) if keep else None
+    if parts is None:
+        parts, times = np.zeros((1, _DEGREE + 1, len(end))), np.array([horizon, horizon])
+        parts[0, 0] = end
+    return DenseSolution(torch.tensor(times.copy()), torch.tensor(parts)), reached

@@ -93,7 +93,7 @@ def random_problem(
     return LQProblem(a, control, q, r, **terms, discount=discount)
 
 
-def mean_gap(solution: LQSolution, times: Sequence[float] = (0.0, 0.3, 0.7, 0.95), steps: int = 8) -> float:
+def mean_gap(solution: LQSolution, times: Sequence[float] = (0.0, 0.3, 0.7, 0.95), steps: int = 10) -> float:
     """Relative distance between the Riccati control and the mean that exploratory policy iteration ends with.
 
     Policy iteration starts from the zero mean with unit covariance at the solution's temperature and uses the

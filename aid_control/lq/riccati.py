@@ -174,7 +174,7 @@ def riccati(problem: LQProblem, temperature: float = 0.0, rtol: float = 1e-12) -
         return float(min(m.min() for m in margins(t, y)))
 
     with np.errstate(all="ignore"):  # near an escape; what happened is said below
-        dense, failed = solve_backward(rhs, end, problem.horizon, rtol, stop)
+        dense, failed = solve_backward(rhs, end, problem.horizon, rtol, stop, pieces=48)
     if failed is not None:
         raise ValueError(_infeasible(problem, failed, *margins(failed, dense(failed).numpy())))
     return finite_solution(problem, dense, tau)

@@ -154,7 +154,7 @@ def test_a_batch_is_its_single_problems():
 
 @pytest.mark.parametrize("tau", [0.0, 0.5])
 def test_the_mean_mode_of_a_rollout_costs_the_same(tau):
-    """The policy's entropy is charged in every mode, its spread is not there: E cost = -tau H T for a control at rest."""
+    """The policy's entropy is charged in every mode, its spread is not there: cost -tau H T for a control at rest."""
     problem, policy = LQProblem(0.0, 1.0, R=1.0), AffineGaussian.constant([[0.0]], covariance=0.3)
     x, wanted = torch.zeros(1, 1, dtype=F64), -tau * 0.5 * math.log(2 * math.pi * math.e * 0.3)
     run = rollout(problem, policy, x, grid(2), target=0, mode="mean", temperature=tau)
@@ -173,7 +173,7 @@ def test_monte_carlo_agrees(mode, seed):
     # one seed for the actions and the paths: they must be independent all the same
     run = rollout(
         problem, policy, x.expand(20_000, 2), grid(6), target=0, mode=mode, noise=generator(seed), entropy=seed,
-        temperature=tau, keep=False,
+        temperature=tau, keep="last",
     )  # fmt: skip
     cost = run.total_cost()
     exact = scheme_value(problem, policy, grid(6), mode, tau)(0.0, x).item()

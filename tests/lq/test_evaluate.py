@@ -259,8 +259,7 @@ def small(noise):
     return LQProblem(**{k: v for k, v in make(2, 1, 1, 3).items() if k not in "CD"}, discount=0.2)
 
 
-@pytest.mark.parametrize("noise", [False, True])
-@pytest.mark.parametrize("tau", [0.0, 0.5])
+@pytest.mark.parametrize(("noise", "tau"), [(False, 0.5), (True, 0.0)])
 def test_policy_iteration_is_newtons_method(noise, tau):
     """It falls monotonically and quadratically onto the Riccati solution, which it never saw."""
     problem = small(noise)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aid_control.hjb import in_control
 from aid_control.lq import LQProblem
 
 F64 = torch.float64
@@ -96,6 +97,19 @@ def test_pull_is_the_adjoint_of_push():
         x, u, p = randn(6, 3), randn(6, 2, seed=8), randn(6, 3, seed=9)
         left, right = (p * problem.push(T0, x, u)).sum(1), (problem.pull(T0, x, p) * u).sum(1)
         assert torch.allclose(left, right) and left.abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_the_response_minimises_the_hamiltonian(batch):
+    """-R^{-1}(B'p + N'x + r), where the noise is free of the control; otherwise it needs the value's Hessian."""
+    c = draw({"d": 3, "m": 2, "n": 2}, batch)
+    c["R"] = c["R"] @ c["R"].mT + torch.eye(2, dtype=F64)
+    x, p = randn(6, 3), randn(6, 3, seed=8)
+    with pytest.raises(ValueError, match="^D is not zero"):
+        LQProblem(**c).response(T0, x, p)
+    problem = LQProblem(**{k: v for k, v in c.items() if k != "D"})
+    wanted = in_control(problem, T0, x, p, torch.zeros(6, 3, 3, dtype=F64), 2).minimiser()
+    assert torch.allclose(problem.response(T0, x, p), wanted)
 
 
 def test_exploration_adds_the_variance_of_the_sampled_noise():

@@ -45,22 +45,25 @@ def test_the_start_of_the_ou_problem():
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_ou_quadratic(hard):
-    """V = x'Fx + int tr F, F = P/2, u* = -2Fx."""
+    """V = x'Fx + int tr F, F = P/2, u* = -2Fx.  The coordinates do not meet: twenty rows of the problem with d = 1."""
     curvature, best, idle, by_steps = OU[hard]
-    problem = zoo.ou_quadratic(hard)
-    solution, x = riccati(problem), ou_start().double()[None]
-    big = solution.value.terms(0.0)[0]
-    assert torch.allclose(big, 2 * curvature * torch.eye(20, dtype=F64), atol=2e-6)
-    assert solution.value(0.0, x).item() == pytest.approx(best, abs=2e-6)
-    mean = solution.policy.mean(torch.tensor(0.0), x)
-    assert torch.allclose(mean, -2 * curvature * x, atol=2e-6)
-    nothing = AffineGaussian.constant(torch.zeros(20, 20))
-    assert evaluate(problem, nothing)(0.0, x).item() == pytest.approx(idle, abs=2e-6)
-    eye = torch.eye(20, dtype=F64)
-    square = LQProblem(problem.at("A", 0.0), eye, R=2 * eye, s=eye)  # its cost is int |u|^2
+    problem, x = zoo.ou_quadratic(hard, dim=1), ou_start().double()[:, None]
+    solution = riccati(problem)
+    assert solution.value.terms(0.0)[0].item() == pytest.approx(2 * curvature, abs=2e-6)
+    assert solution.value(0.0, x).sum().item() == pytest.approx(best, abs=2e-6)
+    assert torch.allclose(solution.policy.mean(torch.tensor(0.0), x), -2 * curvature * x, atol=2e-6)
+    nothing = AffineGaussian.constant([[0.0]])
+    assert evaluate(problem, nothing)(0.0, x).sum().item() == pytest.approx(idle, abs=2e-6)
+    square = LQProblem(problem.at("A", 0.0), 1.0, R=2.0, s=[[1.0]])  # its cost is int |u|^2
     for steps, (cost, size) in by_steps.items():
-        found = [scheme_value(p, solution.policy, grid(steps), "mean")(0.0, x).item() for p in (problem, square)]
+        found = [scheme_value(p, solution.policy, grid(steps), "mean")(0.0, x).sum().item() for p in (problem, square)]
         assert found == [pytest.approx(cost, abs=2e-6), pytest.approx(size, rel=2e-6)]
+
+
+def test_ou_quadratic_in_its_twenty_dimensions():
+    solution, x = riccati(zoo.ou_quadratic()), ou_start().double()[None]
+    assert torch.allclose(solution.value.terms(0.0)[0], 2 * 0.292554 * torch.eye(20, dtype=F64), atol=2e-6)
+    assert solution.value(0.0, x).item() == pytest.approx(5.818225, abs=2e-6)
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -220,14 +223,23 @@ def test_the_aid_toy_is_the_aid_toy(a, beta, dim, horizon, seed, tau):
     goal, x = randn(dim, seed=seed), randn(4, dim, seed=seed + 1)
     toy, goals = AIDToy(a, beta, horizon), goal.expand(4, dim)
     solution = riccati(zoo.aid_toy(a, beta, goal, dim, horizon), tau)
-    for t in (0.0, 0.5 * horizon, horizon):
-        value = solution.value(t, x) + 0.5 * goal.square().sum()
-        wanted = toy.exploratory_value(t, x, goals, tau) if tau else toy.value(t, x, goals)
+    for t in (0.0, 0.5, 1.0):
+        at = torch.tensor(t * horizon, dtype=F64)
+        value = solution.value(at, x) + 0.5 * goal.square().sum()
+        wanted = toy.exploratory_value(at, x, goals, tau) if tau else toy.value(at, x, goals)
         assert torch.allclose(value, wanted, rtol=1e-9, atol=1e-9)
-        at = torch.tensor(t, dtype=F64)
-        assert torch.allclose(solution.policy.mean(at, x), toy.optimal_control(t, x, goals), rtol=1e-9, atol=1e-9)
+        assert torch.allclose(solution.policy.mean(at, x), toy.optimal_control(at, x, goals), rtol=1e-9, atol=1e-9)
         wanted = tau / beta * torch.eye(dim, dtype=F64)
         assert torch.allclose(solution.policy.covariance(at), wanted, rtol=1e-9)
+
+
+def test_a_plain_number_is_a_time_of_full_precision():
+    """Not one rounded to float32: states in float64 deserve a value in float64."""
+    toy, x, goal = AIDToy(-1.0, 1.0, 1.58), randn(4, 1), randn(4, 1, seed=1)
+    at = torch.tensor(0.1, dtype=F64)
+    assert torch.allclose(toy.value(0.1, x, goal), toy.value(at, x, goal), rtol=1e-13)
+    assert torch.allclose(toy.optimal_control(0.1, x, goal), toy.optimal_control(at, x, goal), rtol=1e-13)
+    assert torch.allclose(toy.exploratory_value(0.1, x, goal, 1.0), toy.exploratory_value(at, x, goal, 1.0), rtol=1e-13)
 
 
 def test_a_number_is_the_goal_of_every_coordinate():
@@ -288,7 +300,7 @@ def test_gaussian_drift_guidance(beta, rank):
 
 
 def test_the_defaults_of_gaussian_drift_guidance():
-    """sigma from 10 to 0.01, a mean of zero, beta = 1; the drift is that of the denoiser D = mu + C (C + s^2)^{-1}(x - mu)."""
+    """sigma from 10 to 0.01, a mean of zero, beta = 1; the drift is that of the denoiser C (C + s^2)^{-1} x."""
     covariance = torch.diag(torch.tensor([2.0, 0.5], dtype=F64))
     problem, x = zoo.gaussian_drift_guidance(covariance, torch.ones(2)), randn(3, 2)
     assert problem.horizon == pytest.approx(9.99)

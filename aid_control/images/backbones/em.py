@@ -2,14 +2,14 @@ r"""Fitting mixtures of factor analysers by expectation-maximisation (Ghahramani
 
 *E-step.*  Responsibilities h_{ik} and, in each component, E[z] = m and E[z z'] = M^{-1} + m m' (:mod:`.exact`).
 
-*M-step.*  With r = x - mu_k and z~ = (z, 1), a regression of the pixels on the factors:
+*M-step.*  With r = x - mu_k and z~ = (z, 1), a regression of the pixels on the factors, for all i at once:
 
 .. math::
-    (\Delta W, \Delta\mu) = \Big(\sum_i h_{ik}\, r\, E[\tilde z']\Big) \Big(\sum_i h_{ik} E[\tilde z \tilde z']\Big)^{-1},
-    \qquad \Psi = \max\Big(\tfrac{1}{n_k} \sum_i h_{ik} E[(r - \Delta W z - \Delta\mu)^2],\ floor\Big), \qquad \pi_k = n_k / n,
+    (W, \Delta\mu) = \Big(\sum h\, r\, E[\tilde z']\Big) \Big(\sum h\, E[\tilde z \tilde z']\Big)^{-1}, \qquad
+    \psi = \max\Big(\tfrac{1}{n_k} \sum h\, E[(r - W z - \Delta\mu)^2],\ \text{floor}\Big), \qquad \pi_k = n_k / n,
 
-where Delta W is the new W.  Then z is made standard again by moving its fitted mean and covariance into mu and W
-(parameter expansion, Liu, Rubin and Wu 1998): the likelihood still never falls, and far fewer iterations do.
+with :math:`n_k = \sum h`.  Then z is made standard again: its fitted mean and covariance are moved into mu and W
+(parameter expansion, Liu, Rubin and Wu 1998).  The likelihood still never falls, and far fewer steps do.
 
 *Sparse steps.*  In thousands of dimensions responsibilities are nearly 0 or 1.  All K components see all images
 only every ``refresh`` iterations; between, a component sees the images whose h_{ik} was above 1e-6.  That is EM
@@ -56,10 +56,10 @@ class EMSettings:
         refresh: every how many of them all components see all images.
         floor: smallest psi.
         mirror: add every image's mirror image.
-        init: ``"kmeans"`` (on images shrunk to 8x8) or ``"random"`` (random halves of nothing: random labels).
+        init: ``"kmeans"`` (on images shrunk to 8x8) or ``"random"`` (labels by lot: slow to part).
         batch: images a piece.
         patience: full steps without a better held-out likelihood before stopping.
-        seed: of the initialisation; a fit is a function of images, settings and thread count.
+        seed: of the initialisation; a fit is a function of images, settings and threads.
     """
 
     components: int = 16
@@ -69,7 +69,7 @@ class EMSettings:
     floor: float = 1e-3
     mirror: bool = True
     init: str = "kmeans"
-    batch: int = 500
+    batch: int = 250
     patience: int = 2
     seed: int = 0
 
@@ -206,7 +206,7 @@ class _EM:
         net.assign(mean, factor, psi, counts.clamp_min(0.5).log())
 
     @torch.no_grad()
-    def step(self, full: bool, bar: tqdm) -> float:  # type: ignore[type-arg]
+    def step(self, full: bool, bar: tqdm) -> float:
         """One E-step and M-step; returns the mean log-likelihood an image before it (its bound, if not full)."""
         s, net = self.settings, self.net
         if full:

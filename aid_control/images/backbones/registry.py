@@ -20,7 +20,7 @@ from .gaussian import GaussianBackbone
 from .mixture import MixtureBackbone
 from .precond import PRECONDITIONERS, Denoiser
 
-__all__ = ["DEFAULT_BACKBONE", "asset", "fingerprint", "load_backbone", "save_backbone", "weights_file"]
+__all__ = ["DEFAULT_BACKBONE", "asset", "fingerprint", "load_backbone", "save_backbone", "save_exact", "weights_file"]
 
 DEFAULT_BACKBONE = "edm-faces64-mini"
 ALIASES = {"mixture": "mixture-faces64"}
@@ -114,3 +114,9 @@ def save_backbone(
         weights: its state dict.
     """
     save_tensors(path, weights, {"precond": precond, "kwargs": json.dumps(kwargs)})
+
+
+def save_exact(path: str | os.PathLike[str], net: ExactBackbone) -> None:
+    """Write an exact backbone in half precision (float16 images): what is loaded differs by that rounding."""
+    name = next(name for name, cls in CLASSES.items() if cls is type(net))
+    save_backbone(path, name, net.kwargs, net.compact())
