@@ -77,21 +77,8 @@ class Brownian(ControlProblem):
         return x[:, 0]
 
 
-class Slanted(nn.Module):
-    """J = x + theta (T - t) x; what the martingale is known to be, x, is in the function."""
-
-    groups = 1
-
-    def __init__(self, horizon):
-        super().__init__()
-        self.horizon, self.weights = horizon, nn.Parameter(torch.zeros(1, dtype=F64))
-
-    def forward(self, t, x, context=None, probe=None):
-        return x[:, 0] + self.weights[0] * (self.horizon - t) * x[:, 0]
-
-
-class KnownSlope(LinearValue):
-    """The same function for the methods that solve: theta times (T - t) x, and a known x."""
+class Slanted(LinearValue):
+    """J = x + theta (T - t) x: one weight, and a part that is known."""
 
     def __init__(self, horizon):
         super().__init__(1, 0, horizon)
@@ -149,7 +136,7 @@ def test_martingale_methods_find_the_truth_of_the_known_case(brownian, name):
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 def test_clstd_finds_the_truth_of_the_known_case(brownian, decay):
     horizon, path = brownian
-    assert abs(clstd(Shifted(KnownSlope(horizon)), path, decay).item()) < 1e-9
+    assert abs(clstd(Shifted(Slanted(horizon)), path, decay).item()) < 1e-9
 
 
 def test_the_known_case_by_sampling():
@@ -158,7 +145,7 @@ def test_the_known_case_by_sampling():
     assert rest(mstde_loss, Shifted(Slanted(1.0)), path).item() == pytest.approx(-1.485, abs=0.02)
     for name in ("ctd", "martingale"):
         assert abs(rest(EVALUATIONS[name], Shifted(Slanted(1.0)), path).item()) < 0.065
-    solved = clstd(Shifted(KnownSlope(1.0)), path).item()
+    solved = clstd(Shifted(Slanted(1.0)), path).item()
     assert solved == pytest.approx(rest(ctd_loss, Shifted(Slanted(1.0)), path).item(), abs=1e-12)
 
 

@@ -117,6 +117,11 @@ def test_noise_is_fresh_each_iteration():
     learner.iteration = 1
     assert not torch.equal(first.states[-1], learner.collect(x, grid).states[-1])
     assert not torch.equal(first.actions[0], learner.collect(x, grid).actions[0])
+    # the Brownian part alone, under one action
+    silent = make(scalar(), variance=1e-20)
+    before = silent.collect(x, grid).states[1]
+    silent.iteration = 1
+    assert (before - silent.collect(x, grid).states[1]).abs().min() > 1e-4
 
 
 def test_the_step_schedule_is_obeyed():

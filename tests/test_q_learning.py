@@ -327,6 +327,26 @@ def test_the_loop_repeats_bit_by_bit_and_depends_on_the_seed():
     assert len(set(first[1])) == 5  # fresh noise each iteration
 
 
+def test_actions_and_paths_are_fresh_each_iteration():
+    """Both depend on the iteration; the Brownian part is what a step leaves over drift and control."""
+    x, grid = torch.ones(6, 1, dtype=F64), time_grid(1.0, steps=STEPS)
+
+    def noise(iteration):
+        learner, *_ = loop(1)
+        learner.iteration = iteration
+        path = learner.collect(x, grid)
+        a, dt = path.actions[0], 1 / STEPS
+        return a, path.states[1] - x - dt * learner.problem.velocity(grid[0], x, a, None, None)
+
+    for first, again, later in zip(noise(0), noise(0), noise(1), strict=True):
+        assert torch.equal(first, again) and (first != later).all()
+    # the Brownian part alone, under one action
+    silent, *_ = loop(1, AffineGaussian.constant([[0.0]], [0.0], 1e-20))
+    before = silent.collect(x, grid).states[1]
+    silent.iteration = 1
+    assert (before - silent.collect(x, grid).states[1]).abs().min() > 1e-4
+
+
 def test_rates_and_projection_are_obeyed():
     grid = time_grid(1.0, steps=STEPS)
     learner, *_ = loop(2, critic_rate=constant(0.0), mean_rate=constant(0.0), precision_rate=constant(0.0))

@@ -144,6 +144,30 @@ def test_one_iteration_is_its_parts():
         assert torch.allclose(new, old - 0.1 * gradient) and gradient.any()
 
 
+@pytest.mark.parametrize("weight", [None, lambda t, dt: 3 * t * dt])
+def test_the_mean_is_regressed_on_the_targets(weight):
+    """sum_k omega_k E|m - w_k|^2/2 with omega = Dt unless given: its gradient by hand, on an uneven grid."""
+    grid = torch.tensor([0.0, 0.1, 0.4, 1.0], dtype=F64)
+    start = Batch(randn(7, 1), grid, target=())
+
+    def towards(problem, policy, value, trajectory):
+        return [(k + 1) * torch.ones_like(m) for k, m in enumerate(trajectory.means)]
+
+    trainer = make(towards, optimizer="sgd", actor_lr=0.1, step_weight=weight)
+    states = trainer.collect(start).states
+    log = trainer.iterate(start)
+    gradient, loss = torch.zeros(2, dtype=F64), 0.0
+    for k in range(3):
+        dt = grid[k + 1] - grid[k]
+        omega = dt if weight is None else 3 * grid[k] * dt
+        x = states[k][:, 0]
+        gap = torch.full_like(x, -(k + 1.0))  # m = 0 at the start
+        gradient += omega * torch.stack([gap.mean(), (gap * x).mean()])
+        loss += 0.5 * omega * (k + 1) ** 2
+    assert torch.allclose(trainer.actor.weights[0], -0.1 * gradient)
+    assert log["actor_loss"] == pytest.approx(float(loss))
+
+
 def stage(trainer, x, a):
     """Running cost of the scalar problem."""
     big, line = (float(trainer.problem.at(name, 0.0).squeeze()) for name in "Qq")

@@ -6,8 +6,12 @@ the denoised image, in image units, so that the guided drift uses D + v,
 .. math::
     \dot x = r(t)\,\big(D(x; \sigma(t)) + v - x\big), \qquad r = 1/\sigma,\; t = \sigma_{max} - \sigma .
 
-Costs are means over the d pixels and channels:
-:math:`\Psi(x; x_0) = |x - x_0|^2 / (2d)`, and for the control one of
+The frozen drift may be the pretrained flow (``base="flow"``, the paper) or the *projected* flow
+(``base="projected"``), in which the known part of D is replaced by the observation, :math:`M y + (1 - M) D` (the
+drift of DDNM, Wang et al. 2023): then known pixels arrive by themselves, and only the hole is left to learn.
+
+Costs are means over the d pixels and channels: Psi is a :class:`.terminal.TerminalCost`,
+:math:`|x - x_0|^2 / (2d)` unless said otherwise, and the control's cost is one of
 
 ``levels``
     :math:`\tfrac{\beta}{2d} |v|^2 r\,dt = \tfrac{\beta}{2d} |v|^2\, |d\log\sigma|`: the same in every clock;
@@ -22,9 +26,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..problem import ControlProblem, inner
+from ..problem import ControlProblem
 from .backbones.precond import Denoiser
 from .clock import Clock, KarrasClock
+from .terminal import Goal, TerminalCost
 
 __all__ = ["GuidanceProblem", "Observation"]
 
@@ -54,21 +59,38 @@ class GuidanceProblem(ControlProblem):
         clock: noise range and grids.
         beta: weight of the control cost.
         cost: ``"levels"`` or ``"drift"`` (see the module).
+        base: ``"flow"`` or ``"projected"``.
+        terminal: Psi.
+
+    Raises:
+        ValueError: for an unknown cost or base.
     """
 
     singular_end = True
 
-    def __init__(self, backbone: Denoiser, clock: Clock | None = None, beta: float = 3.0, cost: str = "levels") -> None:
+    def __init__(
+        self,
+        backbone: Denoiser,
+        clock: Clock | None = None,
+        beta: float = 3.0,
+        cost: str = "levels",
+        base: str = "flow",
+        terminal: TerminalCost | None = None,
+    ) -> None:
         if cost not in ("levels", "drift"):
             raise ValueError(f"cost is {cost!r}; expected levels or drift")
+        if base not in ("flow", "projected"):
+            raise ValueError(f"base is {base!r}; expected flow or projected")
+        self.base, self.terminal = base, terminal or TerminalCost()
         self.backbone, self.clock, self.beta, self.cost = backbone, clock or KarrasClock(), beta, cost
         self.horizon = self.clock.sigma_max
         self.pixels = backbone.img_channels * backbone.img_resolution**2
 
     def probe(self, t: Tensor, x: Tensor, context: Observation) -> Tensor:
-        """The denoised image D(x; sigma(t))."""
+        """The denoised image D(x; sigma(t)), its known part replaced by y for the projected flow."""
         labels = None if context is None else context.class_labels
-        return self.backbone(x, self.clock.sigma(t), labels)
+        denoised = self.backbone(x, self.clock.sigma(t), labels)
+        return denoised if self.base == "flow" else torch.where(context.mask.bool(), context.y, denoised)
 
     def drift(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor) -> Tensor:
         return self.gain(t) * (probe - x)
@@ -80,9 +102,8 @@ class GuidanceProblem(ControlProblem):
         r = self.gain(t)
         return self.beta / self.pixels * (r if self.cost == "levels" else r**2)
 
-    def terminal_cost(self, x: Tensor, target: Tensor) -> Tensor:
-        error = x - target
-        return 0.5 * inner(error, error) / self.pixels
+    def terminal_cost(self, x: Tensor, target: Tensor | Goal) -> Tensor:
+        return self.terminal(x, target)
 
     def fall(self, t: Tensor, dt: Tensor) -> Tensor:
         """r(t) Dt = 1 - sigma_{k+1}/sigma_k in (0, 1]: how far an Euler step moves towards D + v."""

@@ -37,6 +37,7 @@ from ...errors import InputError
 from ...noise import generator
 from ..data import ImageSource, to_float
 from .exact import infer, small
+from .gaussian import GaussianBackbone
 from .mixture import MixtureBackbone
 
 __all__ = ["EMSettings", "fit_mixture", "held_out", "k_means"]
@@ -152,7 +153,7 @@ class _Statistics:
         self.square = torch.zeros(d, dtype=torch.float64)  # sum h r^2
 
     def add(self, h: Tensor, z: Tensor, centred: Tensor, inverse: Tensor) -> None:
-        tilde = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+        tilde = torch.cat([z, z.new_ones(len(z), 1)], 1)
         weighted = h[:, None] * tilde
         self.cross += (weighted.to(centred.dtype).T @ centred).double()
         self.gram += weighted.T @ tilde
@@ -174,7 +175,10 @@ class _EM:
     def __init__(self, images: Tensor, settings: EMSettings) -> None:
         s = self.settings = settings
         self.data = _Images(images, s.mirror, s.batch)
-        self.net = MixtureBackbone(images.shape[1:], s.components, s.rank)
+        shape = images.shape[1:]
+        self.net = (
+            GaussianBackbone(shape, s.rank) if s.components == 1 else MixtureBackbone(shape, s.components, s.rank)
+        )
         self.support = torch.ones(self.data.n, s.components, dtype=torch.bool)
         self.start()
 
@@ -278,8 +282,9 @@ class Fit:
     """A fitted mixture.
 
     Attributes:
-        net: the model, of the best held-out likelihood if there were held-out images, else the last.
-        history: rows of ``iteration`` (M-steps done), ``train`` (nats a dimension, after a full E-step) and
+        net: the model (a GaussianBackbone if it has one component), of the best held-out likelihood if there were
+        held-out images, else the last. history: rows of ``iteration`` (M-steps done), ``train`` (nats a dimension,
+        after a full E-step) and
             ``held_out`` (:func:`held_out`, if images were given).
         best: the number of M-steps of ``net``.
     """
