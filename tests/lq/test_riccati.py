@@ -108,7 +108,7 @@ SEED = st.integers(0, 10**6)
 # --- The equation ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     kind=KINDS, d=st.integers(1, 8), m=st.integers(1, 3), n=st.integers(1, 3), seed=SEED, rho=RHO,
     tau=st.sampled_from(TEMPERATURES), linear=st.booleans(), horizon=st.sampled_from([0.3, 1.0, 1.7]),
@@ -153,7 +153,7 @@ def test_the_solution_is_smooth_at_its_very_start(horizon):
         assert residual(problem, value, torch.tensor(t, dtype=F64), x).abs().item() < 1e-9
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(d=st.integers(1, 3), m=st.integers(1, 2), n=st.integers(1, 2), seed=SEED, rho=RHO)
 def test_a_manufactured_solution_is_found(d, m, n, seed, rho):
     r"""Choose P(t) and p(t), compute the Q(t) and q(t) that make them a solution, and solve."""
@@ -296,7 +296,7 @@ def test_the_solution_is_measured_in_units_of_the_cost(scale):
 # --- Temperature -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=7, deadline=None, derandomize=True)
 @given(
     kind=KINDS, d=st.integers(1, 4), m=st.integers(1, 3), seed=SEED, rho=RHO,
     tau=st.sampled_from(TEMPERATURES[1:]), horizon=st.sampled_from([1.0, 2.5]),
