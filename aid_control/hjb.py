@@ -152,6 +152,8 @@ def in_control(
         u = torch.zeros(x.shape[0], m, dtype=x.dtype, device=x.device, requires_grad=True)
         h = hamiltonian(problem, t, x, u, gradient, hessian, context, probe)
         (g,) = torch.autograd.grad(h.sum(), u, create_graph=True)
+        if not g.requires_grad:  # linear in u
+            return QuadraticHamiltonian(h.detach(), g.detach(), u.new_zeros(len(u), m, m).detach())
         rows = [torch.autograd.grad(g[:, i].sum(), u, retain_graph=True)[0] for i in range(m)]
     return QuadraticHamiltonian(h.detach(), g.detach(), torch.stack(rows, dim=1).detach())
 
@@ -172,7 +174,8 @@ def derivatives(value: ValueFunction, t: Tensor, x: Tensor) -> tuple[Tensor, Ten
         (slope,) = torch.autograd.grad((v * weights).sum(), t, create_graph=True, allow_unused=True)
         if slope is not None and slope.requires_grad:
             v_t = torch.autograd.grad(slope, weights, retain_graph=True)[0]
-        (p,) = torch.autograd.grad(v.sum(), x, create_graph=True)
+        (p,) = torch.autograd.grad(v.sum(), x, create_graph=True, allow_unused=True)
+        p = torch.zeros_like(x) if p is None else p
         rows = []
         for i in range(x.shape[1]):
             row = torch.autograd.grad(p[:, i].sum(), x, retain_graph=True, allow_unused=True)[0] if p.grad_fn else None

@@ -85,7 +85,7 @@ def sensitivities(critic: nn.Module, t: Tensor, x: Tensor, context: Any = None, 
         return torch.func.functional_call(critic, parameters, (t, row.unsqueeze(0), context, probe)).squeeze(0)
 
     grads = torch.func.vmap(lambda row: torch.func.grad(lambda w: one(row, **w))(weights))(x)
-    return torch.cat([g.flatten(1) for g in grads.values()], dim=1)
+    return torch.cat([g.reshape(len(x), -1) for g in grads.values()], dim=1)
 
 
 class NeuralValue(nn.Module):

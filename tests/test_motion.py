@@ -294,7 +294,7 @@ def test_forgetting_the_path_keeps_the_cost(mode):
     run = lambda keep, callback=None: rollout(  # noqa: E731
         problem, POLICY, x, grid, target=0, mode=mode, noise=generator(2), temperature=0.1, keep=keep, callback=callback
     )
-    kept, gone = run(True), run(False, lambda k, x: seen.append((k, x)))
+    kept, gone = run("all"), run("last", lambda k, x: seen.append((k, x)))
     assert torch.equal(kept.total_cost(), gone.total_cost()) and torch.equal(kept.terminal, gone.terminal)
     assert torch.equal(kept.states[-1], gone.states[-1])
     assert (len(kept.states), len(kept.means), len(kept.probes)) == (8, 7, 7)

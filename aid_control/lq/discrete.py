@@ -15,6 +15,8 @@ measured without noise.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,6 +46,12 @@ def scheme_value(
         V_0 as a value (the same at every time asked).
     """
     tau = check_temperature(temperature)
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is {mode!r}; expected one of {get_args(Mode)}")
+    if len(grid) < 2 or not bool((grid.diff() > 0).all()):
+        raise ValueError(
+            f"grid has shape {tuple(grid.shape)} and does not increase; expected increasing times (K + 1,)"
+        )
     groups, m = problem.batch or 1, problem.control_dim
     times = grid.to(torch.float64).tolist()
     c = numpy_at(problem, times[-1])

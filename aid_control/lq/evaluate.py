@@ -68,6 +68,27 @@ def law_at(policy: AffineGaussian, t: float, groups: int, m: int) -> tuple[np.nd
     )
 
 
+def check_policy(problem: LQProblem, policy: AffineGaussian, temperature: float) -> None:
+    """Refuse a policy of other dimensions, or an entropy without a spread.
+
+    Raises:
+        ValueError: naming gain, offset or covariance, its shape and what was expected.
+    """
+    m, d, groups = problem.control_dim, problem.state_dim, problem.batch or 1
+    law = policy.law(torch.tensor(problem.horizon if not infinite(problem) else 0.0, dtype=torch.float64))
+    wanted = (("gain", (m, d)), ("offset", (m,)), ("covariance", (m, m)))
+    for (name, shape), value in zip(wanted, law, strict=True):
+        have = tuple(value.shape)
+        if name == "covariance" and have == ():
+            continue
+        if have not in (shape, (groups, *shape), (1, *shape)):
+            raise ValueError(f"{name} of the policy has shape {have}; expected {shape} or {(groups, *shape)}")
+    if temperature and not bool((law[2] != 0).any()):
+        raise ValueError(
+            f"temperature is {temperature} and the covariance zero; expected a spread: its entropy is infinite"
+        )
+
+
 def evaluate(
     problem: LQProblem, policy: AffineGaussian, temperature: float = 0.0, rtol: float = 1e-12
 ) -> QuadraticValue:
@@ -85,6 +106,7 @@ def evaluate(
     tau = check_temperature(temperature)
     if infinite(problem):
         raise ValueError("horizon is infinite; expected a finite one")
+    check_policy(problem, policy, tau)
     groups, d, m = problem.batch or 1, problem.state_dim, problem.control_dim
     fixed = None if problem.time_varying else numpy_at(problem, 0.0)
 
@@ -106,6 +128,7 @@ def evaluate(
 
 def improve(problem: LQProblem, value: QuadraticValue, temperature: float) -> AffineGaussian:
     """The Gibbs policy of the Hamiltonian of ``value`` (a single problem), from the generic HJB layer alone."""
+    check_temperature(temperature)
     if problem.batch is not None:
         raise ValueError(f"problem is a batch of {problem.batch}; expected a single one")
     d, m = problem.state_dim, problem.control_dim
@@ -134,6 +157,7 @@ def policy_iteration(
         steps: policies to yield.
         rtol: relative tolerance of the ODE solver.
     """
+    check_temperature(temperature)
     policy = start
     for _ in range(steps):
         value = evaluate(problem, policy, temperature, rtol)

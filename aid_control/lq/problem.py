@@ -82,8 +82,11 @@ class LQProblem(ControlProblem):
         discount: float = 0.0,
         horizon: float = 1.0,
     ) -> None:
-        if not discount >= 0:
-            raise ValueError(f"discount is {discount}; expected rho >= 0")
+        for name, number in (("discount", discount), ("horizon", horizon)):
+            if not isinstance(number, (int, float)):
+                raise ValueError(f"{name} is {number!r}; expected a number")
+        if not 0 <= discount < math.inf:
+            raise ValueError(f"discount is {discount}; expected rho >= 0, finite")
         if not horizon > 0:
             raise ValueError(f"horizon is {horizon}; expected T > 0 (math.inf for an infinite horizon)")
         self.discount, self.horizon = float(discount), float(horizon)
@@ -178,6 +181,18 @@ class LQProblem(ControlProblem):
     def control_cost(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
         return self.stage_cost(t, x, u, None) - self.running_cost(t, x, None)
 
+    def control_weight(self, t: Tensor) -> Tensor:
+        """R where it is a multiple of the identity, a scalar.
+
+        Raises:
+            ValueError: for another R: the estimators with a scalar weight do not fit it.
+        """
+        weight = self.at("R", t)
+        scalar = weight.flatten()[0]
+        if weight.dim() != 2 or not torch.allclose(weight, scalar * torch.eye(self.control_dim, dtype=weight.dtype)):
+            raise ValueError(f"R has shape {tuple(weight.shape)} and is no multiple of the identity; expected one")
+        return scalar
+
     def exploration_cost(self, t: Tensor, covariance: Tensor, dim: int) -> Tensor:
         weight = self.at("R", t)
         if covariance.dim() == 0:
@@ -231,7 +246,9 @@ def _cat(parts: list[Tensor], dim: int, event: int) -> Tensor:
 
 def _tensor(name: str, value: Any) -> Tensor:
     try:
-        out = torch.as_tensor(value, dtype=torch.float64).detach()
+        if torch.as_tensor(value).is_complex():
+            raise ValueError(f"{name} is complex; expected real numbers")
+        out = torch.as_tensor(value, dtype=torch.float64).detach().clone()  # the caller may change its own
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} is not numeric: {error}") from None
     letters = SHAPES[name]
@@ -247,6 +264,9 @@ def _dimensions(given: dict[str, Tensor]) -> tuple[int, int, int, int | None]:
             raise ValueError(
                 f"{name} has shape {tuple(given[name].shape)}; expected {'(d, d)' if name == 'A' else '(d, m)'}"
             )
+    for name in ("A", "B"):
+        if 0 in given[name].shape:
+            raise ValueError(f"{name} has shape {tuple(given[name].shape)}; expected at least one state and control")
     d, m = given["A"].shape[-1], given["B"].shape[-1]
     n = next((given[k].shape[-len(SHAPES[k])] for k in "CDs" if k in given and given[k].dim() >= len(SHAPES[k])), 1)
     sizes = {v.shape[0] for k, v in given.items() if v.dim() == len(SHAPES[k]) + 1}

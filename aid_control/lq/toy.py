@@ -52,7 +52,7 @@ class AIDToy(ControlProblem):
         return torch.full_like(x, self.volatility)
 
     def _decay_and_reach(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        left = self.horizon - torch.as_tensor(t)
+        left = self.horizon - torch.as_tensor(t, dtype=torch.float64)
         decay = torch.exp(-self.a * left)
         reach = (1 - decay**2) / (2 * self.a) if self.a else left
         return decay, reach
@@ -69,6 +69,6 @@ class AIDToy(ControlProblem):
 
     def exploratory_value(self, t: Tensor | float, x: Tensor, goal: Tensor, tau: float) -> Tensor:
         """V^tau(t, x) of the entropy-regularised problem: V minus tau/2 (T - t) log((2 pi tau)^d / beta^d)."""
-        left = self.horizon - torch.as_tensor(t)
+        left = self.horizon - torch.as_tensor(t, dtype=torch.float64)
         shift = 0.5 * tau * left * x[0].numel() * math.log(2 * math.pi * tau / self.beta)
         return self.value(t, x, goal) - shift
