@@ -537,7 +537,6 @@ def test_an_undetermined_constant_does_no_harm():
     assert found[1].item() == pytest.approx(0, abs=0.03) and found[2].item() == pytest.approx(0.25, abs=0.03)
 
 
-@pytest.mark.xfail(strict=True, reason="weights without dimensions are not flattened")
 def test_sensitivities_of_a_single_number():
     class Constant(nn.Module):
         def __init__(self):

@@ -395,7 +395,6 @@ def test_the_optimum_is_a_fixed_point_with_every_coefficient(name, coefficients)
     assert target_gap(name, **coefficients) < 0.03
 
 
-SCALE = "the score's scale and the fixed variance use control_weight, which is 1 for every LQProblem"
 
 
 @pytest.mark.parametrize(
@@ -404,7 +403,7 @@ SCALE = "the score's scale and the fixed variance use control_weight, which is 1
         {},
         {"discount": 1.5},
         {"Q": 2.0, "q": 0.3},
-        pytest.param({"R": 2.0}, marks=pytest.mark.xfail(strict=True, reason=SCALE)),
+        {"R": 2.0},
     ],
     ids=lambda c: "".join(c),
 )
@@ -423,7 +422,6 @@ def test_score_and_stein_have_the_same_expectation(coefficients):
     assert (gap.std(1) / n**0.5 < 0.05 * stein.mean(1)[:, 0].abs()).all()
 
 
-@pytest.mark.xfail(strict=True, reason=SCALE)
 def test_the_fixed_variance_costs_lambda_a_unit_of_time():
     lq, t = LQProblem(-0.5, 1.0, R=2.0, G=1.0), torch.zeros(())
     variance = torch.as_tensor(lq.policy_variance(t, 0.3, 1), dtype=F64)

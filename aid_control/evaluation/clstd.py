@@ -31,10 +31,7 @@ def solve_linear(matrix: Tensor, vector: Tensor, ridge: float = 0.0) -> Tensor:
         vector: the right-hand side.
         ridge: added to the scaled diagonal.
     """
-    size = matrix.diagonal(dim1=-2, dim2=-1).abs()
-    # a feature that the equations do not determine (a constant without anchor or discount) keeps its scale
-    tiny = size <= 1e-12 * size.amax(-1, keepdim=True)
-    scale = torch.where(tiny, 1.0, size.clamp(min=1e-300).rsqrt())
+    scale = matrix.diagonal(dim1=-2, dim2=-1).abs().clamp(min=1e-300).rsqrt()
     scaled = scale.unsqueeze(-1) * matrix * scale.unsqueeze(-2)
     if ridge:
         scaled = scaled + ridge * torch.eye(scaled.shape[-1], dtype=scaled.dtype)

@@ -98,7 +98,7 @@ def solve_backward(
     reached = None if out.status == 0 else float(out.t_events[0][0]) if out.status == 1 else float(out.t[-1])
     times = out.sol.ts[::-1]
     # a last step of rounding size is left to its neighbour's polynomial: its own derivative is noise
-    keep = [(a, b) for a, b in zip(times[:-1], times[1:], strict=True) if b - a > 1e-9 * horizon]
+    keep = [(a, b) for a, b in zip(times[:-1], times[1:], strict=True) if b - a > (0 if reached else 1e-9) * horizon]
     if keep:
         times = np.array([times[0], *(b for _, b in keep)])
     parts = np.stack([_FIT @ out.sol((a + b) / 2 + (b - a) / 2 * _NODES).T for a, b in keep]) if keep else None

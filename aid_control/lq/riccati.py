@@ -158,11 +158,14 @@ def riccati(problem: LQProblem, temperature: float = 0.0, rtol: float = 1e-12) -
         rho = problem.discount
         return -pack(square - rho * big, line - rho * small, level - rho * constant)
 
+    weights = at(problem.horizon)
+    escape = _ESCAPE * max(1.0, *(float(np.abs(weights[k]).max()) for k in "QRG"))  # in units of the cost
+
     def margins(t: float, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Per problem: the smallest eigenvalue of S, and how far |P| is from what counts as infinite."""
         big, small, _ = unpack(y, groups, d)
         s = stage_terms(at(t), big, small)[0]
-        return np.linalg.eigvalsh((s + s.mT) / 2)[:, 0], 1 - np.abs(big).max((1, 2)) / _ESCAPE
+        return np.linalg.eigvalsh((s + s.mT) / 2)[:, 0], 1 - np.abs(big).max((1, 2)) / escape
 
     c = at(problem.horizon)
     end = pack(c["G"], c["g"], np.zeros(groups))
