@@ -17,8 +17,8 @@ from torch import Tensor
 
 from aid_control.errors import InputError
 from aid_control.images import load_backbone
-from aid_control.images.backbones.em import EMSettings, fit_mixture, held_out
-from aid_control.images.backbones.mixture import MixtureBackbone
+from aid_control.images.backbones.em import EMSettings, fit_mixture
+from aid_control.images.backbones.mixture import MixtureBackbone, held_out
 from aid_control.images.backbones.registry import save_exact
 from aid_control.images.data import ImageSource, to_float, to_uint8, write_png
 from aid_control.images.masks import make_mask

@@ -149,7 +149,7 @@ def algebraic(problem: LQProblem, temperature: float = 0.0) -> LQSolution:
         gain = -np.linalg.solve(s, cross)
         # p enters linearly: p = M^{-1} rhs with M = rho I - A_K'
         ps = np.einsum("sij,snj->sni", big, one["s"])
-        base = one["r"] + np.einsum("snmi,sni->sm", one["D"], ps)
+        base = one["r"] + np.einsum("snim,sni->sm", one["D"], ps)
         known = drift_terms(one, big, np.zeros((1, d)))[1] + np.einsum("smd,sm->sd", gain, base)
         loop = one["A"] + one["B"] @ gain
         small = np.linalg.solve(rho * np.eye(d) - loop.mT, known[..., None])[..., 0]

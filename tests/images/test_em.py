@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from aid_control.errors import InputError
-from aid_control.images.backbones.em import _EM, EMSettings, fit_mixture, held_out, k_means
+from aid_control.images.backbones.em import _EM, EMSettings, fit_mixture, k_means
 from aid_control.images.backbones.gaussian import GaussianBackbone
-from aid_control.images.backbones.mixture import MixtureBackbone
+from aid_control.images.backbones.mixture import MixtureBackbone, held_out
 from aid_control.images.data import ImageSource, to_float, to_uint8, write_png
 
 SHAPE = (1, 6, 6)

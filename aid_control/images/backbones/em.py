@@ -16,10 +16,9 @@ only every ``refresh`` iterations; between, a component sees the images whose h_
 on a lower bound of the likelihood (Neal and Hinton 1998), which touches it at every full step: the likelihoods
 of full steps never fall.
 
-*Likelihoods of 8-bit images* are densities in [-1, 1] units.  Bits a dimension are those of the 256 levels, by
-uniform dequantisation: held-out images get noise of one level's width, and :math:`\log_2 127.5` is added.  The
-floor of Psi (a deviation of ``sqrt(floor)`` in [-1, 1]; one level's noise is 5e-6) keeps constant pixels from
-infinite density; rank, components and floor are to be chosen by the held-out number.
+*The floor* of psi keeps constant pixels from infinite density.  A larger one is a statement about the residual
+u: the model takes it as independent between pixels, real residuals are not, and inpainting then trusts thousands
+of agreeing neighbours too much.  Rank, components and floor are to be chosen by held-out numbers.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from ...errors import InputError
@@ -38,9 +38,9 @@ from ...noise import generator
 from ..data import ImageSource, to_float
 from .exact import infer, small
 from .gaussian import GaussianBackbone
-from .mixture import MixtureBackbone
+from .mixture import MixtureBackbone, held_out
 
-__all__ = ["EMSettings", "fit_mixture", "held_out", "k_means"]
+__all__ = ["EMSettings", "Fit", "fit_mixture", "k_means"]
 
 KEY = 0xE111
 SUPPORT = 1e-6  # responsibilities below this are dropped between full steps
@@ -75,14 +75,8 @@ class EMSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("components", 1),
-            ("rank", 0),
-            ("iterations", 1),
-            ("refresh", 1),
-            ("batch", 1),
-            ("patience", 1),
-        ):
+        lows = {"components": 1, "rank": 0, "iterations": 1, "refresh": 1, "batch": 1, "patience": 1}
+        for name, low in lows.items():
             if getattr(self, name) < low:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {low}")
         if not 0 < self.floor < math.inf:
@@ -95,8 +89,8 @@ def k_means(points: Tensor, k: int, rng: torch.Generator, iterations: int = 25) 
     """Lloyd's algorithm from k-means++ seeds.
 
     Args:
-        points: (n, p), n >= k.
-        k: clusters.
+        points: (n, p).
+        k: clusters, at most n.
         rng: of the seeds.
         iterations: at most.
 
@@ -120,28 +114,13 @@ def k_means(points: Tensor, k: int, rng: torch.Generator, iterations: int = 25) 
     return labels
 
 
-class _Images:
-    """uint8 images and their mirror images as pieces of float rows."""
-
-    def __init__(self, images: Tensor, mirror: bool, batch: int) -> None:
-        self.images, self.mirror, self.batch = images, mirror, batch
-        self.n = len(images) * (2 if mirror else 1)
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """(place among the rows, rows (b, d))."""
-        for flip in (False, True) if self.mirror else (False,):
-            start = len(self.images) if flip else 0
-            for i in range(0, len(self.images), self.batch):
-                x = to_float(self.images[i : i + self.batch])
-                yield slice(start + i, start + i + len(x)), (x.flip(3) if flip else x).flatten(1)
-
-    def shrunk(self) -> Tensor:
-        """Rows of at most 8x8 pixels, for clustering."""
-        c, h, w = self.images.shape[1:]
-        size = (min(h, 8), min(w, 8))
-        return torch.cat(
-            [torch.nn.functional.adaptive_avg_pool2d(x.reshape(-1, c, h, w), size).flatten(1) for _, x in self]
-        )
+def _pieces(images: Tensor, mirror: bool, batch: int) -> Iterator[tuple[slice, Tensor]]:
+    """Of uint8 images, then of their mirror images: (place among all, float images (b, C, H, W))."""
+    for flip in (False, True) if mirror else (False,):
+        for i in range(0, len(images), batch):
+            x = to_float(images[i : i + batch])
+            place = i + (len(images) if flip else 0)
+            yield slice(place, place + len(x)), x.flip(3) if flip else x
 
 
 class _Statistics:
@@ -160,27 +139,30 @@ class _Statistics:
         self.gram[:-1, :-1] += h.sum() * inverse
         self.square += h.to(centred.dtype) @ centred.square()
 
-    def solve(self, floor: float) -> tuple[Tensor, Tensor, Tensor, float]:
-        """(shift of mu (d,), new W' (r, d), new psi (d,), n_k)."""
+    def solve(self, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(shift of mu (d,), new W' (r, d), new psi (d,))."""
         n = float(self.gram[-1, -1])
         both = torch.linalg.solve(self.gram, self.cross)
         psi = ((self.square - (both * self.cross).sum(0)) / n).clamp_min(floor)
         factor, shift = both[:-1], both[-1]
         z_mean = self.gram[-1, :-1] / n
         spread = torch.linalg.cholesky(self.gram[:-1, :-1] / n - z_mean[:, None] * z_mean)
-        return shift + z_mean @ factor, spread.T @ factor, psi, n
+        return shift + z_mean @ factor, spread.T @ factor, psi
 
 
 class _EM:
     def __init__(self, images: Tensor, settings: EMSettings) -> None:
         s = self.settings = settings
-        self.data = _Images(images, s.mirror, s.batch)
-        shape = images.shape[1:]
-        self.net = (
-            GaussianBackbone(shape, s.rank) if s.components == 1 else MixtureBackbone(shape, s.components, s.rank)
-        )
-        self.support = torch.ones(self.data.n, s.components, dtype=torch.bool)
+        self.images, self.n = images, len(images) * (2 if s.mirror else 1)
+        shape, many = images.shape[1:], s.components > 1
+        self.net = MixtureBackbone(shape, s.components, s.rank) if many else GaussianBackbone(shape, s.rank)
+        self.support = torch.ones(self.n, s.components, dtype=torch.bool)
         self.start()
+
+    def rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """(place, rows (b, d))."""
+        for place, x in _pieces(self.images, self.settings.mirror, self.settings.batch):
+            yield place, x.flatten(1)
 
     @torch.no_grad()
     def start(self) -> None:
@@ -188,17 +170,19 @@ class _EM:
         s, net, d = self.settings, self.net, self.net.pixels
         rng = generator(s.seed, KEY)
         if s.init == "kmeans":
-            labels = k_means(self.data.shrunk(), s.components, rng)
+            size = [min(side, 8) for side in self.images.shape[2:]]
+            shrunk = [adaptive_avg_pool2d(x, size).flatten(1) for _, x in _pieces(self.images, s.mirror, s.batch)]
+            labels = k_means(torch.cat(shrunk), s.components, rng)
         else:
-            labels = torch.randint(s.components, (self.data.n,), generator=rng)
+            labels = torch.randint(s.components, (self.n,), generator=rng)
         counts = torch.bincount(labels, minlength=s.components).double()
         sums = torch.zeros(s.components, d, dtype=torch.float64)
-        for rows, x in self.data:
+        for rows, x in self.rows():
             sums.index_add_(0, labels[rows], x.double())
         mean = (sums / counts.clamp_min(1)[:, None]).float()
         variance = torch.zeros(d, dtype=torch.float64)
         factor = torch.zeros_like(net.factor)
-        for rows, x in self.data:
+        for rows, x in self.rows():
             centred = x - mean[labels[rows]]
             variance += centred.square().sum(0)
             mixing = torch.randn(len(x), s.rank, generator=rng)
@@ -206,7 +190,7 @@ class _EM:
                 own = labels[rows] == k
                 factor[k] += mixing[own].T @ centred[own]
         factor /= (2 * max(s.rank, 1) * counts.clamp_min(1)).sqrt().float()[:, None, None]
-        psi = (variance / (2 * self.data.n)).clamp_min(s.floor).float().expand_as(mean)
+        psi = (variance / (2 * self.n)).clamp_min(s.floor).float().expand_as(mean)
         net.assign(mean, factor, psi, counts.clamp_min(0.5).log())
 
     @torch.no_grad()
@@ -220,7 +204,7 @@ class _EM:
         prior = net.log_weights.double().log_softmax(0)
         statistics = [_Statistics(net.pixels, s.rank) for _ in range(s.components)]
         total = 0.0
-        for rows, x in self.data:
+        for rows, x in self.rows():
             support = self.support[rows]
             logs = torch.full(support.shape, -math.inf, dtype=torch.float64)
             zs: dict[int, Tensor] = {}
@@ -243,38 +227,13 @@ class _EM:
             bar.update(len(x))
         counts = torch.ones(s.components, dtype=torch.float64)
         mean, factor, noise = net.mean.clone(), net.factor.clone(), net.noise.clone()
-        for k, found_k in enumerate(statistics):
-            counts[k] = found_k.gram[-1, -1]
+        for k, sums in enumerate(statistics):
+            counts[k] = sums.gram[-1, -1]
             if counts[k] > 1e-3:  # a component that lost its images stays where it was
-                shift, factor[k], noise[k], _ = found_k.solve(s.floor)
+                shift, factor[k], noise[k] = sums.solve(s.floor)
                 mean[k] += shift
         net.assign(mean, factor, noise, counts.clamp_min(1e-3).log())
-        return total / self.data.n
-
-
-def held_out(net: MixtureBackbone, images: Tensor, seed: int = 0, batch: int = 100) -> dict[str, float]:
-    """Log-likelihood of images a fit has not seen, dequantised with fixed noise.
-
-    Args:
-        net: a fitted model.
-        images: uint8 (N, C, H, W).
-        seed: of the dequantisation; image i has its own stream.
-        batch: images at once.
-
-    Returns:
-        ``nats_per_dim`` and ``bits_per_dim`` (see the module), means over images and pixels, and ``ci95``, the
-        half-width of the 95 % interval of the bits over the images.
-    """
-    values = []
-    with torch.no_grad():
-        for i in range(0, len(images), batch):
-            x = to_float(images[i : i + batch])
-            u = torch.stack([torch.rand(x.shape[1:], generator=generator(seed, KEY, i + j)) for j in range(len(x))])
-            values.append(net.log_likelihood(x + (u - 0.5) / 127.5) / net.pixels)
-    nats = torch.cat(values)
-    bits = math.log2(127.5) - nats / math.log(2)
-    spread = float(bits.std()) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
-    return {"nats_per_dim": float(nats.mean()), "bits_per_dim": float(bits.mean()), "ci95": 1.96 * spread}
+        return total / self.n
 
 
 @dataclass(frozen=True)
@@ -282,10 +241,9 @@ class Fit:
     """A fitted mixture.
 
     Attributes:
-        net: the model (a GaussianBackbone if it has one component), of the best held-out likelihood if there were
-        held-out images, else the last. history: rows of ``iteration`` (M-steps done), ``train`` (nats a dimension,
-        after a full E-step) and
-            ``held_out`` (:func:`held_out`, if images were given).
+        net: the model (a GaussianBackbone if it has one component): the best on the held-out images, else the last.
+        history: rows of ``iteration`` (M-steps done), ``train`` (nats a dimension of the training images, where a
+            full E-step followed) and ``held_out`` (:func:`.mixture.held_out`, if images were given).
         best: the number of M-steps of ``net``.
     """
 
@@ -327,7 +285,7 @@ def fit_mixture(
     em = _EM(train, s)
     history: list[dict[str, Any]] = []
     best, best_value, best_weights, stale = 0, -math.inf, em.net.state_dict(), 0
-    with tqdm(total=s.iterations * em.data.n, unit="img", disable=not progress, smoothing=0.05) as bar:
+    with tqdm(total=s.iterations * em.n, unit="img", disable=not progress, smoothing=0.05) as bar:
         for i in range(s.iterations + 1):
             if i % s.refresh == 0 or i == s.iterations:
                 row: dict[str, Any] = {"iteration": i}
