@@ -49,6 +49,12 @@ def _operator(loop: Arrays, rho: float) -> np.ndarray:
     return out + sum(np.kron(c.T, c.T) for c in loop["C"][0])
 
 
+def _constant(problem: LQProblem) -> Arrays:
+    if problem.time_varying:
+        raise ValueError("coefficients vary in time; expected constant ones")
+    return numpy_at(problem, 0.0)
+
+
 def _one(c: Arrays, i: int) -> Arrays:
     return {k: v[i : i + 1] for k, v in c.items()}
 
@@ -60,7 +66,7 @@ def mean_square_abscissa(problem: LQProblem, gain: Tensor) -> Tensor:
         problem: with constant coefficients.
         gain: K (m, d) or (S, m, d).
     """
-    c = numpy_at(problem, 0.0)
+    c = _constant(problem)
     groups = problem.batch or 1
     k = np.broadcast_to(gain.numpy(), (groups, problem.control_dim, problem.state_dim))
     offset = np.zeros((1, problem.control_dim))
@@ -138,9 +144,7 @@ def algebraic(problem: LQProblem, temperature: float = 0.0) -> LQSolution:
             mean-square stabilisable or not feasible.
     """
     tau = check_temperature(temperature)
-    if problem.time_varying:
-        raise ValueError("coefficients vary in time; expected constant ones")
-    rho, d, c = problem.discount, problem.state_dim, numpy_at(problem, 0.0)
+    rho, d, c = problem.discount, problem.state_dim, _constant(problem)
     parts = []
     for i in range(problem.batch or 1):
         one = _one(c, i)
@@ -195,7 +199,7 @@ def evaluate_stationary(
         ValueError: if the policy is not mean-square stabilising: its cost is infinite or not defined.
     """
     tau = check_temperature(temperature)
-    rho, d, c = problem.discount, problem.state_dim, numpy_at(problem, 0.0)
+    rho, d, c = problem.discount, problem.state_dim, _constant(problem)
     groups = problem.batch or 1
     gains, offsets, sigmas = law_at(policy, 0.0, groups, problem.control_dim)
     parts = []
@@ -223,7 +227,7 @@ def exploration_cost(problem: LQProblem, temperature: float) -> float:
 
     Source: Wang, Zariphopoulou & Zhou 2020, theorem 8 (tau / (2 rho) for m = 1 and an infinite horizon).
     """
-    rate, rho, horizon = 0.5 * temperature * problem.control_dim, problem.discount, problem.horizon
+    rate, rho, horizon = 0.5 * check_temperature(temperature) * problem.control_dim, problem.discount, problem.horizon
     if math.isinf(horizon):
         return rate / rho if rho else math.inf
     return rate * (-math.expm1(-rho * horizon) / rho if rho else horizon)
