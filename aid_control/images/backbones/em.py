@@ -170,7 +170,7 @@ class _EM:
         s, net, d = self.settings, self.net, self.net.pixels
         rng = generator(s.seed, KEY)
         if s.init == "kmeans":
-            size = [min(side, 8) for side in self.images.shape[2:]]
+            size = (min(self.images.shape[2], 8), min(self.images.shape[3], 8))
             shrunk = [adaptive_avg_pool2d(x, size).flatten(1) for _, x in _pieces(self.images, s.mirror, s.batch)]
             labels = k_means(torch.cat(shrunk), s.components, rng)
         else:
