@@ -58,6 +58,10 @@ def main(cfg: Any) -> None:
         (out.parent / f".{out.name}.touch").unlink()
     except OSError as error:
         raise InputError(f"{out.parent}: cannot be written ({error.strerror}); expected a writable folder") from error
+    if cfg.channels not in (1, 3):
+        raise InputError(f"channels is {cfg.channels}; expected 3 or 1")
+    if cfg.validation_n is not None and cfg.validation_n < 1:
+        raise InputError(f"validation_n is {cfg.validation_n}; expected at least 1")
     settings = EMSettings(**{name: cfg[name] for name in SETTINGS})
     images = ImageSource(cfg.data, cfg.resolution, cfg.channels).stack()
     test = None

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from aid_control.errors import InputError
-from aid_control.images.backbones.em import _EM, EMSettings, fit_mixture, k_means
+from aid_control.images.backbones.em import _EM, EMSettings, _Statistics, fit_mixture, k_means
 from aid_control.images.backbones.gaussian import GaussianBackbone
 from aid_control.images.backbones.mixture import MixtureBackbone, held_out
+from aid_control.images.backbones.registry import load_backbone
 from aid_control.images.data import ImageSource, to_float, to_uint8, write_png
 
 SHAPE = (1, 6, 6)
@@ -59,6 +64,23 @@ def test_reported_likelihood_is_that_of_the_model():
             pass
 
     assert em.step(True, Bar()) == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_a_step_matches_the_mean_and_the_variances_of_its_images():
+    """A regression with an intercept: mu gets the mean, diag(W W' + psi) the variances, whatever the factors."""
+    h, z, r = (
+        torch.rand(50, generator=torch.Generator().manual_seed(0)),
+        randn(50, 3).double() + 1,
+        randn(50, 36, seed=1),
+    )
+    h = h.double()
+    sums = _Statistics(36, 3)
+    sums.add(h[:20], z[:20], r[:20].double(), 0.1 * torch.eye(3))
+    sums.add(h[20:], z[20:], r[20:].double(), 0.1 * torch.eye(3))
+    shift, factor, psi = sums.solve(0.0)
+    mean = h @ r.double() / h.sum()
+    torch.testing.assert_close(shift, mean)
+    torch.testing.assert_close(factor.square().sum(0) + psi, h @ r.double().square() / h.sum() - mean**2)
 
 
 def test_a_known_mixture_is_recovered():
@@ -170,7 +192,7 @@ def test_from_files(tmp_path):
 @pytest.mark.parametrize(
     "kwargs",
     [{"components": 0}, {"rank": -1}, {"iterations": 0}, {"refresh": 0}, {"batch": 0}, {"patience": 0},
-     {"floor": 0.0}, {"floor": float("nan")}, {"init": "pca"}],
+     {"floor": 0.0}, {"floor": float("nan")}, {"init": "pca"}, {"components": "two"}, {"rank": None}, {"floor": "low"}],
 )  # fmt: skip
 def test_bad_settings(kwargs):
     with pytest.raises(InputError, match=next(iter(kwargs))):
@@ -184,3 +206,48 @@ def test_bad_images():
             fit_mixture(bad, settings(), **QUIET)
     with pytest.raises(InputError, match="held-out"):
         fit_mixture(x, settings(), x[..., :5], **QUIET)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def program(cwd, *options):
+    command = [sys.executable, str(ROOT / "examples" / "fit_mixture.py"), *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_program(tmp_path):
+    net = MixtureBackbone((3, 8, 8), 2, 2).assign(
+        torch.tensor([-0.4, 0.4])[:, None].expand(2, 192), 0.1 * randn(2, 2, 192), torch.full((2, 192), 0.01)
+    )
+    for folder, seeds in {"train": range(60), "test": range(100, 120)}.items():
+        (tmp_path / folder).mkdir()
+        for i, image in zip(seeds, to_uint8(net.sample(seeds)), strict=True):
+            write_png(tmp_path / folder / f"{i:03d}.png", image)
+    options = ("data=train", "validation=test", "rank=2", "iterations=6", "floor=0.001", "out=o/m.safetensors")
+    done = program(tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    assert "bits/dim" in done.stdout and "hole PSNR" in done.stdout
+    fitted = load_backbone(tmp_path / "o/m.safetensors")
+    assert fitted.kwargs == {"shape": [3, 8, 8], "components": 2, "rank": 2}
+    torch.testing.assert_close(fitted.mean.mean(1).sort().values, torch.tensor([-0.4, 0.4]), rtol=0, atol=0.05)
+    picture = ImageSource(tmp_path / "o")
+    assert picture.names == ["m.png"]
+    done = program(tmp_path, *options, "components=1", "out=o/g.safetensors")
+    assert done.returncode == 0 and isinstance(load_backbone(tmp_path / "o/g.safetensors"), GaussianBackbone)
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ("data=none.zip", "none.zip"),
+        ("components=0", "components"),
+        ("out=model.pt", "model.pt"),
+        ("channels=2", "channels"),
+    ],
+)
+def test_program_refuses(option, word, tmp_path):
+    done = program(tmp_path, "data=.", option)
+    assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -286,11 +286,13 @@ def test_problems_of_very_different_size_are_solved_equally_well():
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-8, 1e-4, 1e6, 1e13])
-def test_the_solution_is_measured_in_units_of_the_cost(scale):
+@pytest.mark.parametrize("horizon", [1.0, 30.0])
+def test_the_solution_is_measured_in_units_of_the_cost(scale, horizon):
     """All weights times a number: P times that number, to the same digits, and no large P taken for an infinite one."""
-    one, many = (riccati(LQProblem(3.0, 10.0, Q=c, R=c, G=0.01 * c)).value for c in (1.0, scale))
+    one, many = (riccati(LQProblem(3.0, 10.0, Q=c, R=c, G=0.01 * c, horizon=horizon)).value for c in (1.0, scale))
     for t in (0.0, 0.9, 0.99):
-        assert many.terms(t)[0].item() == pytest.approx(scale * one.terms(t)[0].item(), rel=1e-9, abs=0)
+        a, b = (value.terms(t * horizon)[0].item() for value in (many, one))
+        assert a == pytest.approx(scale * b, rel=1e-9, abs=0)
 
 
 # --- Temperature -----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ The last form has no cancellation, and errors of m enter it squared only.  Respo
 seen where a mask says so, s = 0: inpainting, with the known pixels as exact observations of the image model.
 
 *Accuracy.*  M, its inverse and every log-density are float64.  The denoiser's projections W'(..) are in the
-precision of the weights: on the shipped faces float32 stays within 2e-6 of float64, at any level.  Likelihoods
+precision of the weights: on the shipped faces float32 stays within 5e-6 of float64, at any level.  Likelihoods
 and posteriors project in float64: float32 errors would be magnified in the directions a mask leaves open.
 """
 
