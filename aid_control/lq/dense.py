@@ -60,6 +60,7 @@ def solve_backward(
     rtol: float = 1e-12,
     stop: Callable[[float, np.ndarray], float] | None = None,
     pieces: int = 16,
+    unit: float = 1.0,
 ) -> tuple[DenseSolution, float | None]:
     """Solve y' = rhs(t, y), y(T) = end, from T back to 0.
 
@@ -68,9 +69,11 @@ def solve_backward(
         end: y(T), (size,).
         horizon: T.
         rtol: relative tolerance of the steps; the absolute one is rtol times the largest entry of y(T), at
-            least rtol.
+            least rtol times ``unit``.
         stop: a function of (t, y) that is positive while the solution makes sense.
         pieces: at least so many steps; the solution's *derivative* is as good as the steps are short.
+
+        unit: the size of what y is measured in.
 
     Returns:
         The solution on the interval reached and ``None``, or the time at which ``stop`` became zero or the
@@ -83,7 +86,7 @@ def solve_backward(
             return stop(t, y)
 
         event.terminal = True  # type: ignore[attr-defined]
-    scale = rtol * max(1.0, float(np.abs(end).max(initial=0.0)))
+    scale = rtol * max(unit, float(np.abs(end).max(initial=0.0)))
     out = solve_ivp(
         rhs,
         (horizon, 0.0),

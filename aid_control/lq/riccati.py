@@ -159,7 +159,8 @@ def riccati(problem: LQProblem, temperature: float = 0.0, rtol: float = 1e-12) -
         return -pack(square - rho * big, line - rho * small, level - rho * constant)
 
     weights = at(problem.horizon)
-    escape = _ESCAPE * max(1.0, *(float(np.abs(weights[k]).max()) for k in "QRG"))  # in units of the cost
+    unit = max(float(np.abs(weights[k]).max()) for k in "QRG") or 1.0  # of the cost
+    escape = _ESCAPE * unit
 
     def margins(t: float, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Per problem: the smallest eigenvalue of S, and how far |P| is from what counts as infinite."""
@@ -177,7 +178,7 @@ def riccati(problem: LQProblem, temperature: float = 0.0, rtol: float = 1e-12) -
         return float(min(m.min() for m in margins(t, y)))
 
     with np.errstate(all="ignore"):  # near an escape; what happened is said below
-        dense, failed = solve_backward(rhs, end, problem.horizon, rtol, stop, pieces=48)
+        dense, failed = solve_backward(rhs, end, problem.horizon, rtol, stop, pieces=48, unit=unit)
     if failed is not None:
         raise ValueError(_infeasible(problem, failed, *margins(failed, dense(failed).numpy())))
     return finite_solution(problem, dense, tau)
