@@ -12,7 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Projection", "Schedule", "ball", "box", "constant", "inverse_log", "positive_definite", "power"]
+__all__ = [
+    "Projection",
+    "Schedule",
+    "ball",
+    "box",
+    "constant",
+    "inverse_log",
+    "linear",
+    "positive_definite",
+    "power",
+]
 
 Schedule = Callable[[int], float]
 Projection = Callable[[Tensor], Tensor]
@@ -34,6 +44,11 @@ def power(start: float, exponent: float, delay: float = 1.0) -> Schedule:
     if not delay > 0:
         raise ValueError(f"delay is {delay}; expected a positive number")
     return lambda n: start * ((n + delay) / delay) ** -exponent
+
+
+def linear(start: float, end: float, steps: int) -> Schedule:
+    """a_n falls (or rises) linearly from ``start`` at n = 0 to ``end`` at n = ``steps``."""
+    return lambda n: start + (end - start) * n / steps
 
 
 def inverse_log(start: float) -> Schedule:

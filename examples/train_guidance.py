@@ -22,6 +22,7 @@ from aid_control.images.guidance import Guidance, PyramidCritic, save_guidance
 from aid_control.images.problem import GuidanceProblem, Observation
 from aid_control.images.training import InpaintingData, band_variances
 from aid_control.program import program
+from aid_control.schedules import linear
 from aid_control.trainer import ActorCritic
 
 PHASES = ("encoder", "guidance")
@@ -66,15 +67,18 @@ def main(cfg: Any) -> None:
         "ema": cfg.ema,
         "seed": cfg.seed,
     }
+    totals = {"encoder": cfg.encoder_iterations, "guidance": cfg.iterations}
+    falling = {name: linear(1.0, 0.1, max(total, 1)) for name, total in totals.items()}
     trainers = {
         # gradients of Psi are of order 1/pixels: that is the scale of the terminal condition
         "encoder": ActorCritic(
-            problem, guidance, critic, critic_lr=cfg.encoder_lr, value_scale=problem.pixels**-0.5, ema=0.999
+            problem, guidance, critic, critic_lr=cfg.encoder_lr, value_scale=problem.pixels**-0.5, ema=0.999,
+            rate=falling["encoder"],
         ),
-        "guidance": ActorCritic(problem, guidance, critic, critic_lr=cfg.critic_lr, value_scale=0.1, **phase_two),
-    }
-    rates = {"encoder": (0.0, cfg.encoder_lr), "guidance": (cfg.actor_lr, cfg.critic_lr)}  # actor, critic
-    totals = {"encoder": cfg.encoder_iterations, "guidance": cfg.iterations}
+        "guidance": ActorCritic(
+            problem, guidance, critic, critic_lr=cfg.critic_lr, value_scale=0.1, rate=falling["guidance"], **phase_two
+        ),
+    }  # fmt: skip
 
     checkpoint = out / "checkpoint.safetensors"
     phase = "encoder"
@@ -113,8 +117,6 @@ def main(cfg: Any) -> None:
                     save()
                     return
                 i = trainer.iteration
-                for optimizer, lr in zip(trainer.optimizers.values(), rates[phase], strict=True):
-                    optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * i / totals[phase])
                 if phase == "encoder":
                     x0, mask = data.clean_and_mask(cfg.encoder_batch, i)
                     loss = trainer.fit_terminal(x0, Observation(x0 * mask, mask), x0)

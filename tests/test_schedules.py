@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aid_control.noise import generator
-from aid_control.schedules import ball, box, constant, inverse_log, positive_definite, power
+from aid_control.schedules import ball, box, constant, inverse_log, linear, positive_definite, power
 
 F64 = torch.float64
 
@@ -116,3 +116,8 @@ def test_a_projection_is_one(project):
 def test_refusals(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_linear_runs_from_its_start_to_its_end():
+    rate = linear(1.0, 0.1, 200)
+    assert rate(0) == 1.0 and rate(100) == pytest.approx(0.55) and rate(200) == pytest.approx(0.1)
