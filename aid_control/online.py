@@ -25,7 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .increments import Increments
+from .increments import Increments, time_grid
 from .motion import Motion
 from .noise import generator
 from .policy import GaussianPolicy
@@ -97,11 +97,7 @@ class OnlineActorCritic:
         self.critic_weights = list(critic.parameters())
         self.rates = (critic_rate or constant(0.1), actor_rate or constant(0.1), average_rate or constant(0.1))
         finite = math.isfinite(problem.horizon)
-        self.steps = round(problem.horizon / dt) if finite else 0
-        if finite and (self.steps < 1 or abs(self.steps * dt - problem.horizon) > 1e-9 * problem.horizon):
-            raise ValueError(
-                f"dt is {dt}, which does not divide the horizon {problem.horizon}; expected T/dt an integer"
-            )
+        self.steps = len(time_grid(problem.horizon, dt=dt)) - 1 if finite else 0
         self.ergodic = not finite and problem.discount == 0
         self.average = torch.zeros((), dtype=torch.float64)
         self.step_count = 0

@@ -59,15 +59,18 @@ class Shifted:
         """Mean over the paths, summed over the critic's groups of rows (each group learns from its own rows)."""
         return per_path.mean() * getattr(self.critic, "groups", 1)
 
+    def of(self, problem: ControlProblem, trajectory: Trajectory, k: int, x: Tensor, probe: Any = None) -> Tensor:
+        """V(t_k, x) of states that need not be the trajectory's, (B,), without the shift; Psi(x) at an anchored end."""
+        if k == len(trajectory) and self.anchored:
+            return problem.terminal_cost(x, trajectory.target)
+        return self.critic(trajectory.times[k], x, trajectory.context, probe)
+
     def gradient(self, problem: ControlProblem, trajectory: Trajectory, k: int) -> Tensor:
-        """grad_x V^(lambda)(t_k, X_k), like x; at the end it is grad Psi."""
+        """grad_x V^(lambda)(t_k, X_k), like x; at an anchored end it is grad Psi."""
         with torch.enable_grad():
             x = trajectory.states[k].detach().requires_grad_()
-            if k == len(trajectory):
-                value = problem.terminal_cost(x, trajectory.target)
-            else:
-                value = self.critic(trajectory.times[k], x, trajectory.context, trajectory.probes[k])
-            return torch.autograd.grad(value.sum(), x)[0]
+            probe = trajectory.probes[k] if k < len(trajectory) else None
+            return torch.autograd.grad(self.of(problem, trajectory, k, x, probe).sum(), x)[0]
 
 
 def sensitivities(critic: nn.Module, t: Tensor, x: Tensor, context: Any = None, probe: Any = None) -> Tensor:

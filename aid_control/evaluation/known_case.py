@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..features import LinearValue
+from ..increments import time_grid
 from ..policy import GaussianPolicy, ZeroMean
 from ..problem import ControlProblem
 from ..rollout import Trajectory, rollout
@@ -59,7 +60,7 @@ class LineCritic(LinearValue):
 
 def sample(horizon: float, paths: int, steps: int, seed: int) -> Trajectory:
     """Paths of W with everything an evaluation method needs."""
-    grid = torch.linspace(0, horizon, steps + 1, dtype=torch.float64)
+    grid = time_grid(horizon, steps=steps)
     start = torch.zeros(paths, 1, dtype=torch.float64)
     return rollout(BrownianCase(horizon), GaussianPolicy(ZeroMean()), start, grid, target=(), entropy=seed)
 

@@ -49,10 +49,7 @@ class GaussianOptimum:
         self.basis, l = (a.double() for a in backbone.spectrum())
         self.mean = backbone.mean.flatten().double()
         self.target = (target.flatten(1).double() - self.mean) @ self.basis
-        falls = [float(problem.fall(t, s - t)) for t, s in zip(self.grid[:-1], self.grid[1:], strict=True)]
-        weights = [
-            float(problem.control_weight(t)) * float(s - t) for t, s in zip(self.grid[:-1], self.grid[1:], strict=True)
-        ]
+        falls, weights = problem.discrete(self.grid)
         d = problem.pixels
         rest, cost = torch.ones_like(l), torch.ones_like(l)
         self.rest, self.cost, self.gain = [rest], [cost], []

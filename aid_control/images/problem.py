@@ -105,6 +105,12 @@ class GuidanceProblem(ControlProblem):
     def terminal_cost(self, x: Tensor, target: Tensor | Goal) -> Tensor:
         return self.terminal(x, target)
 
+    def discrete(self, grid: Tensor) -> tuple[list[float], list[float]]:
+        """What the Euler steps of a grid are: falls f_k, and weights w_k of |v_k|^2/2 in the cost."""
+        pairs = list(zip(grid[:-1], grid[1:], strict=True))
+        falls = [float(self.fall(t, s - t)) for t, s in pairs]
+        return falls, [float(self.control_weight(t) * (s - t)) for t, s in pairs]
+
     def fall(self, t: Tensor, dt: Tensor) -> Tensor:
         """r(t) Dt = 1 - sigma_{k+1}/sigma_k in (0, 1]: how far an Euler step moves towards D + v."""
         return self.gain(t) * dt

@@ -48,7 +48,6 @@ def antithetic_targets(
     """
     if problem.noise != "none":
         raise ValueError(f"problem has {problem.noise} noise; expected none for mirrored next states")
-    last = len(trajectory) - 1
     for k, t, dt in trajectory.steps():
         x, mean = trajectory.states[k], trajectory.means[k]
         e = trajectory.actions[k] - mean
@@ -59,14 +58,7 @@ def antithetic_targets(
         for j in range(count):
             turned = e.roll(j, dims=0)
             shift = dt * problem.push(t, x, turned)
-            ends = [_ahead(problem, value, trajectory, k, last, at_mean + sign * shift) for sign in (1, -1)]
+            with torch.no_grad():
+                ends = [value.of(problem, trajectory, k + 1, at_mean + sign * shift) for sign in (1, -1)]
             total -= turned * (0.5 * (ends[0] - ends[1])).reshape(-1, *(1,) * (mean.dim() - 1))
         yield total / (count * scale)
-
-
-@torch.no_grad()
-def _ahead(problem: ControlProblem, value: Shifted, trajectory: Trajectory, k: int, last: int, x: Tensor) -> Tensor:
-    """V(t_{k+1}, x), anchored at the end."""
-    if k == last and value.anchored:
-        return problem.terminal_cost(x, trajectory.target)
-    return value.critic(trajectory.times[k + 1], x, trajectory.context, None)

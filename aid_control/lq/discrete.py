@@ -25,7 +25,7 @@ from ..motion import Mode
 from .evaluate import closed_loop, law_at, spread_rate
 from .problem import LQProblem
 from .quadratic import AffineGaussian, QuadraticValue
-from .riccati import check_temperature, numpy_at
+from .riccati import arrays_of, check_temperature
 
 __all__ = ["scheme_value"]
 
@@ -54,11 +54,12 @@ def scheme_value(
         )
     groups, m = problem.batch or 1, problem.control_dim
     times = grid.to(torch.float64).tolist()
-    c = numpy_at(problem, times[-1])
+    at = arrays_of(problem)
+    c = at(times[-1])
     big, small, constant = c["G"].copy(), c["g"].copy(), np.zeros(groups)
     eye = np.eye(problem.state_dim)
     for t, s in zip(times[-2::-1], times[:0:-1], strict=True):
-        dt, c = s - t, numpy_at(problem, t)
+        dt, c = s - t, at(t)
         gain, offset, sigma = law_at(policy, t, groups, m)
         entropy = spread_rate(np.zeros_like(c["R"]), sigma, tau)  # charged in every mode, as the rollout does
         if mode == "mean":

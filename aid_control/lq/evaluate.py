@@ -27,7 +27,7 @@ from ..hjb import in_control
 from .dense import solve_backward
 from .problem import LQProblem, infinite
 from .quadratic import AffineGaussian, QuadraticValue
-from .riccati import Arrays, check_temperature, drift_terms, numpy_at, pack, stage_terms, unpack
+from .riccati import Arrays, arrays_of, check_temperature, drift_terms, pack, stage_terms, unpack
 
 __all__ = ["closed_loop", "evaluate", "improve", "policy_iteration", "spread_rate"]
 
@@ -108,10 +108,10 @@ def evaluate(
         raise ValueError("horizon is infinite; expected a finite one")
     check_policy(problem, policy, tau)
     groups, d, m = problem.batch or 1, problem.state_dim, problem.control_dim
-    fixed = None if problem.time_varying else numpy_at(problem, 0.0)
+    at = arrays_of(problem)
 
     def rhs(t: float, y: np.ndarray) -> np.ndarray:
-        c, (big, small, constant) = numpy_at(problem, t) if fixed is None else fixed, unpack(y, groups, d)
+        c, (big, small, constant) = at(t), unpack(y, groups, d)
         gain, offset, sigma = law_at(policy, t, groups, m)
         loop = closed_loop(c, gain, offset)
         square, line, level = drift_terms(loop, big, small)
@@ -119,7 +119,7 @@ def evaluate(
         rho = problem.discount
         return -pack(square - rho * big, line - rho * small, level - rho * constant)
 
-    c = numpy_at(problem, problem.horizon)
+    c = at(problem.horizon)
     dense, reached = solve_backward(rhs, pack(c["G"], c["g"], np.zeros(groups)), problem.horizon, rtol)
     if reached is not None:
         raise ValueError(f"the policy's value escapes at t = {reached:.6g}; expected a policy with finite cost")

@@ -98,9 +98,9 @@ class LQProblem(ControlProblem):
         probe = {k: _tensor(k, v(0.0) if callable(v) else v) for k, v in given.items() if v is not None}
         self.state_dim, self.control_dim, self.columns, self.batch = _dimensions(probe)
         sizes = {"d": self.state_dim, "m": self.control_dim, "n": self.columns}
+        self._shapes = {name: tuple(sizes[c] for c in letters) for name, letters in SHAPES.items()}
         self._constant: dict[str, Tensor] = {}
-        for name, letters in SHAPES.items():
-            shape = tuple(sizes[c] for c in letters)
+        for name, shape in self._shapes.items():
             value = _check(name, probe[name], shape, self.batch) if name in probe else torch.zeros(shape).double()
             if name not in self._moving:
                 self._constant[name] = value
@@ -117,8 +117,7 @@ class LQProblem(ControlProblem):
         """Coefficient ``name`` at time t, in its shape or with a leading batch dimension."""
         if name not in self._moving:
             return self._constant[name]
-        shape = tuple({"d": self.state_dim, "m": self.control_dim, "n": self.columns}[c] for c in SHAPES[name])
-        return _check(name, _tensor(name, self._moving[name](float(t))), shape, self.batch)
+        return _check(name, _tensor(name, self._moving[name](float(t))), self._shapes[name], self.batch)
 
     def coefficients(self, t: Tensor | float) -> dict[str, Tensor]:
         """All of them at time t, each with a leading dimension S (1 for a single problem)."""

@@ -17,6 +17,7 @@ The problem is feasible on [t, T] while S stays positive definite (R itself may 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,14 @@ def check_temperature(temperature: float) -> float:
 def numpy_at(problem: LQProblem, t: float) -> Arrays:
     """All coefficients at t as arrays with a leading S."""
     return {k: v.numpy() for k, v in problem.coefficients(t).items()}
+
+
+def arrays_of(problem: LQProblem) -> Callable[[float], Arrays]:
+    """:func:`numpy_at` as a function of time, made once where nothing moves."""
+    if problem.time_varying:
+        return lambda t: numpy_at(problem, t)
+    fixed = numpy_at(problem, 0.0)
+    return lambda t: fixed
 
 
 def stage_terms(c: Arrays, big: np.ndarray, small: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -142,10 +151,7 @@ def riccati(problem: LQProblem, temperature: float = 0.0, rtol: float = 1e-12) -
     if infinite(problem):
         raise ValueError("horizon is infinite; expected a finite one (see lq.algebraic for stationary problems)")
     groups, d = problem.batch or 1, problem.state_dim
-    fixed = None if problem.time_varying else numpy_at(problem, 0.0)
-
-    def at(t: float) -> Arrays:
-        return numpy_at(problem, t) if fixed is None else fixed
+    at = arrays_of(problem)
 
     def rhs(t: float, y: np.ndarray) -> np.ndarray:
         c, (big, small, constant) = at(t), unpack(y, groups, d)

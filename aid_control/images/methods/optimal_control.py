@@ -49,8 +49,7 @@ def optimise_controls(
     Returns:
         Controls (K, B, C, H, W), final states, and the cost of every image (B,).
     """
-    falls = [float(problem.fall(t, s - t)) for t, s in zip(grid[:-1], grid[1:], strict=True)]
-    costs = [float(problem.control_weight(t) * (s - t)) for t, s in zip(grid[:-1], grid[1:], strict=True)]
+    falls, costs = problem.discrete(grid)
     importance = torch.ones_like(target) if weight is None else weight.expand_as(target)
     # the step of unit curvature in v_k: images times fall, costs w; scale to make L-BFGS' first step sensible
     scale = torch.tensor(costs, dtype=x.dtype).rsqrt().reshape(-1, *(1,) * x.dim())
