@@ -53,8 +53,8 @@ def main(cfg: Any) -> None:
     images = source.stack(range(min(len(source), cfg.limit or len(source))))
     data = InpaintingData(images, cfg.mask, cfg.seed, cfg.device)
 
-    problem = GuidanceProblem(backbone, beta=cfg.beta, cost=cfg.cost)
-    guidance = Guidance(backbone.img_resolution, backbone.img_channels).to(cfg.device)
+    problem = GuidanceProblem(backbone, beta=cfg.beta, cost=cfg.cost, base=cfg.base)
+    guidance = Guidance(backbone.img_resolution, backbone.img_channels, base=cfg.base).to(cfg.device)
     guidance.backbone = backbone.fingerprint
     spread = band_variances(to_float(images[:1024]))
     critic = PyramidCritic(guidance.encoder, cfg.beta, problem.pixels, spread).to(cfg.device)
@@ -94,13 +94,16 @@ def main(cfg: Any) -> None:
         trainer = trainers[phase]
         save_state(checkpoint, {"phase": phase, "backbone": backbone.fingerprint, "trainer": trainer.state()})
         guidance.facts = {
-            "data": Path(cfg.data).name, "images": len(images), "mask": cfg.mask, "beta": cfg.beta, "cost": cfg.cost,
+            "data": Path(cfg.data).name, "images": len(images), "mask": cfg.mask, "beta": cfg.beta, "cost": cfg.cost, "base": cfg.base,
             "estimator": cfg.estimator, "phase": phase, "iteration": trainer.iteration, "seed": cfg.seed,
             "encoder": cfg.encoder and Path(cfg.encoder).name,
             "encoder_iterations": cfg.encoder_iterations, "encoder_batch": cfg.encoder_batch, "batch": cfg.batch,
         }  # fmt: skip
         save_guidance(out / "guidance.safetensors", guidance, trainer.average)
 
+    if cfg.start and not checkpoint.is_file():
+        guidance.encoder.load_state_dict(load_guidance(cfg.start).encoder.state_dict())
+        trainers["encoder"].average = {k: v.clone() for k, v in guidance.state_dict().items()}
     if cfg.encoder and not checkpoint.is_file():
         guidance.encoder.load_state_dict(load_guidance(cfg.encoder).encoder.state_dict())
         trainers["guidance"].average = {k: v.clone() for k, v in guidance.state_dict().items()}

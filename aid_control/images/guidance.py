@@ -50,9 +50,12 @@ class Guidance(nn.Module):
     """The AID module: called as the mean of a policy, (t, x, observation, D) -> v.
 
     Args:
-        resolution: side of the images, a multiple of 32.
+        resolution: side of the images, a multiple of 8, of 2^(bands - 1) and of ``coarse``.
         channels: colour channels.
         width: channels of the small network h.
+        bands: of the Haar pyramid.
+        coarse: h works at 1/coarse of the resolution.
+        base: the frozen drift it corrects, ``"flow"`` or ``"projected"`` (:mod:`.problem`).
         sigma_min: lowest positive noise level of the clock.
         sigma_max: highest.
         sigma_data: standard deviation of the data.
@@ -70,20 +73,25 @@ class Guidance(nn.Module):
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
+        bands: int = BANDS,
+        coarse: int = 4,
+        base: str = "flow",
     ) -> None:
         super().__init__()
-        coarsest = 2 ** (BANDS - 1)
-        if resolution % coarsest:
-            raise ValueError(f"resolution is {resolution}; expected a multiple of {coarsest}")
+        multiple = math.lcm(2 ** (bands - 1), coarse)
+        if resolution % multiple:
+            raise ValueError(f"resolution is {resolution}; expected a multiple of {multiple}")
+        self.bands, self.coarse, self.base = bands, coarse, base
         self.config: dict[str, Any] = dict(
             resolution=resolution, channels=channels, width=width,
             sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data,
+            bands=bands, coarse=coarse, base=base,
         )  # fmt: skip
         self.backbone, self.facts = "", dict[str, Any]()
         self.clock: Clock = KarrasClock(sigma_min, sigma_max)
         self.sigma_data = sigma_data
         self.encoder = ContextEncoder(resolution, channels)
-        self.gains = LevelTable(BANDS + 1, sigma_min, sigma_max)
+        self.gains = LevelTable(bands + 1, sigma_min, sigma_max)
         self.modulation = LevelTable(width, sigma_min, sigma_max)
         self.conv_in = nn.Conv2d(3 * channels + 1, width, 3, padding=1)
         self.conv_mid = nn.Conv2d(width, width, 3, padding=1)
@@ -101,12 +109,13 @@ class Guidance(nn.Module):
         sigma = self.clock.sigma(t)
         guess = context.guess if context.guess is not None else self.encoder(context.y, context.mask).detach()
         gains = self.gains(sigma)
-        v = combine(guess - probe, gains[:BANDS], smooth=True) + gains[BANDS] * context.mask * (context.y - probe)
+        v = combine(guess - probe, gains[:-1], smooth=True) + gains[-1] * context.mask * (context.y - probe)
         c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
-        coarse = torch.cat([F.avg_pool2d(z, 4) for z in (c_in * x, probe, guess, context.mask)], dim=1).to(x.dtype)
+        seen = torch.cat([c_in * x, probe, guess, context.mask], dim=1)
+        coarse = F.avg_pool2d(seen, self.coarse).to(x.dtype)
         h = F.silu(self.conv_in(coarse)) * (1 + self.modulation(sigma)[:, None, None])
         h = self.conv_out(F.silu(self.conv_mid(h)))
-        return v + F.interpolate(h, scale_factor=4.0, mode="bilinear")
+        return v + F.interpolate(h, scale_factor=float(self.coarse), mode="bilinear")
 
     def parameter_count(self) -> int:
         """Number of weights, encoder included."""
@@ -133,7 +142,8 @@ class PyramidCritic(nn.Module):
         self.encoder, self.beta, self.pixels = encoder, beta, pixels
         self.clock = clock or KarrasClock()
         self.register_buffer("band_variances", variances.float())
-        self.corrections = LevelTable(2 * BANDS + 1, self.clock.sigma_min, self.clock.sigma_max)
+        self.bands = len(variances)
+        self.corrections = LevelTable(2 * self.bands + 1, self.clock.sigma_min, self.clock.sigma_max)
 
     def forward(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor | None = None) -> Tensor:
         guess = context.guess if context.guess is not None else self.encoder(context.y, context.mask)
@@ -146,9 +156,10 @@ class PyramidCritic(nn.Module):
         integral = 0.5 * math.log(s2 / low**2) - 0.5 * ((l + s2) / (l + low**2)).log()
         c = 1 + (1 + integral) / self.beta
         fix = self.corrections(sigma)
-        a, c = a * fix[:BANDS].exp(), c * fix[BANDS : 2 * BANDS].exp()
-        energies = band_energies(combine(x, a) - guess)
-        return 0.5 * (energies / c).sum(1) / self.pixels + fix[2 * BANDS]
+        n = self.bands
+        a, c = a * fix[:n].exp(), c * fix[n : 2 * n].exp()
+        energies = band_energies(combine(x, a) - guess, n)
+        return 0.5 * (energies / c).sum(1) / self.pixels + fix[2 * n]
 
 
 def save_guidance(path: str | os.PathLike[str], guidance: Guidance, weights: dict[str, Tensor] | None = None) -> None:

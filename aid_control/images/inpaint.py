@@ -27,11 +27,11 @@ def check_images(backbone: Denoiser, y: Tensor, mask: Tensor, name: str = "image
     Raises:
         InputError: for another size or number of channels, NaN in known pixels, or a bad mask.
     """
-    side, channels = backbone.img_resolution, backbone.img_channels
-    if y.dim() != 4 or tuple(y.shape[1:]) != (channels, side, side):
-        raise InputError(f"{name}: shape {tuple(y.shape)}; expected (B, {channels}, {side}, {side})")
-    if tuple(mask.shape) != (y.shape[0], 1, side, side):
-        raise InputError(f"mask of {name}: shape {tuple(mask.shape)}; expected {(y.shape[0], 1, side, side)}")
+    shape = tuple(backbone.shape)
+    if tuple(y.shape[1:]) != shape:
+        raise InputError(f"{name}: shape {tuple(y.shape)}; expected (B, {', '.join(map(str, shape))})")
+    if tuple(mask.shape) != (len(y), 1, *shape[1:]):
+        raise InputError(f"mask of {name}: shape {tuple(mask.shape)}; expected {(len(y), 1, *shape[1:])}")
     check_mask(mask, f"mask of {name}")
     if not torch.isfinite(torch.where(mask.bool(), y, 0.0)).all():
         raise InputError(f"{name}: known pixels hold NaN or infinity; expected numbers in [-1, 1]")
@@ -41,8 +41,7 @@ def starting_noise(backbone: Denoiser, seeds: Sequence[int], n: int, device: Any
     """Unit noise (n, C, H, W), one seed an image."""
     if len(seeds) != n:
         raise InputError(f"{len(seeds)} seeds for {n} images; expected one an image")
-    side = backbone.img_resolution
-    return per_image_normal(seeds, (backbone.img_channels, side, side)).to(device)
+    return per_image_normal(seeds, tuple(backbone.shape)).to(device)
 
 
 def function_evaluations(steps: int, solver: str) -> int:
@@ -62,6 +61,7 @@ def inpaint(
     class_labels: Tensor | None = None,
     clock: Clock | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
+    base: str | None = None,
 ) -> Tensor:
     """Fill the holes of images.
 
@@ -77,6 +77,8 @@ def inpaint(
         class_labels: one-hot (B, n) for conditional backbones.
         clock: noise levels; default EDM's grid, within the backbone's range.
         callback: called as callback(k, x) after every step.
+        base: frozen drift, ``"flow"`` or ``"projected"`` (see :mod:`.problem`); default the one the guidance was
+            trained on, the flow without guidance.
 
     Returns:
         Images (B, C, H, W); known pixels equal ``y`` exactly.
@@ -95,7 +97,7 @@ def inpaint(
             f"{backbone.fingerprint or 'unnamed'}; expected guidance trained for this backbone"
         )
     clock = clock or within(backbone.sigma_min, backbone.sigma_max)
-    problem = GuidanceProblem(backbone, clock)
+    problem = GuidanceProblem(backbone, clock, base=base or (guidance.base if guidance is not None else "flow"))
     y = torch.where(mask.bool(), y, 0.0)
     noise = starting_noise(backbone, range(len(y)) if seeds is None else seeds, len(y), y.device)
     x = (noise * clock.sigma_max).to(y.dtype)

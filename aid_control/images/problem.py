@@ -21,6 +21,7 @@ Costs are means over the d pixels and channels: Psi is a :class:`.terminal.Termi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +85,7 @@ class GuidanceProblem(ControlProblem):
         self.base, self.terminal = base, terminal or TerminalCost()
         self.backbone, self.clock, self.beta, self.cost = backbone, clock or KarrasClock(), beta, cost
         self.horizon = self.clock.sigma_max
-        self.pixels = backbone.img_channels * backbone.img_resolution**2
+        self.pixels = math.prod(backbone.shape)
 
     def probe(self, t: Tensor, x: Tensor, context: Observation) -> Tensor:
         """The denoised image D(x; sigma(t)), its known part replaced by y for the projected flow."""

@@ -17,7 +17,7 @@ PUBLISHED_64 = 61_805_571  # parameters of the published FFHQ-64 backbone, 61.81
 class GaussianNet(torch.nn.Module):
     """Denoiser of a Gaussian image model that is diagonal in the Haar bands, mean zero."""
 
-    img_channels, img_resolution, label_dim, sigma_min, sigma_max, fingerprint = 1, 32, 0, 0.0, float("inf"), "gauss"
+    shape, label_dim, sigma_min, sigma_max, fingerprint = (1, 32, 32), 0, 0.0, float("inf"), "gauss"
 
     def __init__(self, variances):
         super().__init__()

@@ -45,6 +45,7 @@ class Denoiser(nn.Module):
     Attributes:
         sigma_min: smallest noise level the network was trained for.
         sigma_max: largest.
+        shape: (C, H, W) of an image.
     """
 
     sigma_min: float = 0.0
@@ -65,6 +66,7 @@ class Denoiser(nn.Module):
         if model_type not in UNETS:
             raise ValueError(f"model_type is {model_type!r}; expected one of {', '.join(UNETS)}")
         self.img_resolution, self.img_channels = img_resolution, img_channels
+        self.shape: tuple[int, ...] = (img_channels, img_resolution, img_resolution)
         self.label_dim, self.use_fp16 = label_dim, use_fp16
         self.model = UNETS[model_type](
             img_resolution=img_resolution,

@@ -1,0 +1,81 @@
+r"""LPIPS (Zhang et al. 2018) over the whole image or a region such as the hole, with the ``lpips`` package's heads.
+
+.. math::
+    d(a, b)(p) = \sum_l \big| w_l \odot (\hat f_l(a) - \hat f_l(b)) \big|^2 (p), \qquad
+    \mathrm{LPIPS} = \mathrm{mean}_p\, d(a, b)(p),
+
+f_l the unit-normalised features of AlexNet's five layers and w_l the published weights (version 0.1).  Over a region the
+mean is that of the map, interpolated to the resolution of the images and weighted.  Without a region it is the
+published number.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+__all__ = ["Lpips"]
+
+
+class Lpips(nn.Module):
+    """(a, b, region) -> (B,), differentiable in a and b.
+
+    Args:
+        features: file of torchvision's AlexNet weights (``features.*`` keys); ``None`` lets torchvision fetch them.
+
+    Raises:
+        InputError: if the package or the file is missing, or the file holds something else.
+    """
+
+    def __init__(self, features: str | os.PathLike[str] | None = None) -> None:
+        super().__init__()
+        try:
+            import lpips
+        except ImportError as error:
+            raise InputError("LPIPS needs the package lpips; expected pip install 'aid-control[metrics]'") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's deprecated spelling inside the package
+            self.net: Any = lpips.LPIPS(net="alex", spatial=True, pnet_rand=features is not None, verbose=False)
+        if features is not None:
+            _load(self.net.net, features)
+        self.eval().requires_grad_(False)
+
+    def forward(self, a: Tensor, b: Tensor, region: Tensor | None = None) -> Tensor:
+        """LPIPS of images (B, 3, H, W) in [-1, 1].
+
+        Args:
+            a: images.
+            b: images of the same shape.
+            region: weights (B, 1, H, W); ``None`` is the whole image, by the layers' own means.
+
+        Returns:
+            (B,); NaN where the region is empty.
+        """
+        if a.shape != b.shape or a.dim() != 4 or a.shape[1] != 3:
+            raise InputError(f"images of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two equal (B, 3, H, W)")
+        self.net.spatial = region is not None
+        value: Tensor = self.net(a.float(), b.float())
+        if region is None:
+            return value.flatten()
+        weights = region.to(value).expand_as(value)
+        return (weights * value).flatten(1).sum(1) / weights.flatten(1).sum(1)
+
+
+def _load(net: nn.Module, path: str | os.PathLike[str]) -> None:
+    expected = "torchvision's AlexNet weights (features.0.weight ...)"
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        # the package cuts AlexNet into slices and keeps the layers' numbers: slice2.3.weight is features.3.weight
+        own = {name: weights[f"features.{name.split('.', 1)[1]}"] for name in net.state_dict()}
+        net.load_state_dict(own)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; expected {expected}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: not readable as features ({reason}); expected {expected}") from error
