@@ -94,7 +94,8 @@ def main(cfg: Any) -> None:
         trainer = trainers[phase]
         save_state(checkpoint, {"phase": phase, "backbone": backbone.fingerprint, "trainer": trainer.state()})
         guidance.facts = {
-            "data": Path(cfg.data).name, "images": len(images), "mask": cfg.mask, "beta": cfg.beta, "cost": cfg.cost, "base": cfg.base,
+            "data": Path(cfg.data).name, "images": len(images), "mask": cfg.mask, "beta": cfg.beta, "cost": cfg.cost,
+            "base": cfg.base,
             "estimator": cfg.estimator, "phase": phase, "iteration": trainer.iteration, "seed": cfg.seed,
             "encoder": cfg.encoder and Path(cfg.encoder).name,
             "encoder_iterations": cfg.encoder_iterations, "encoder_batch": cfg.encoder_batch, "batch": cfg.batch,

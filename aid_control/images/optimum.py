@@ -1,6 +1,5 @@
 r"""The exact optimum of guidance where images are Gaussian: the yardstick of "the module approximates the optimum".
 
-
 Images N(mu, C), C = U diag(l) U'.  The denoiser :math:`D = \mu + U \tfrac{l}{l+\sigma^2} U'(x - \mu)` is affine, so the
 *discrete* problem that the Euler sampler runs,
 
@@ -17,6 +16,7 @@ along U.  With x and m measured from mu in the eigenbasis, :math:`a_k = 1 - f_k 
     V_k = \frac{1}{2d} \sum \frac{(A_k x - m)^2}{c_k}, \qquad
     v_k^* = -\frac{A_{k+1} f_k}{d\, w_k}\, \frac{A_k x - m}{c_k} .
 
+Directions outside a thin U share one eigenvalue and are treated together.
 No division by a_k, which is 0 for l = 0 in the last step.  A policy sees xi = (y, M), not the clean image; as
 :math:`E[|x - x_0|^2 | \xi] = |x - m(\xi)|^2 + const`, the target is the posterior mean
 :math:`m(\xi) = E[x_0 | y, M]`, exact for every mask. Any clock and either running cost enter through f and w alone.
@@ -38,17 +38,24 @@ class GaussianOptimum:
     """The optimal discrete control on one grid, a policy's mean: (t, x, context, probe) -> v.
 
     Args:
-        problem: on a Gaussian backbone, with ``mean`` (C, H, W) and ``spectrum()`` -> U (d, d), l (d,).
+        problem: on a Gaussian backbone, with ``mean`` and ``thin_spectrum()`` -> U (d, r), l (r,), rest; terminal
+            cost the plain squared distance, base drift the flow.
         grid: times (K + 1,) of the sampler.
         target: m(xi), images (B, C, H, W).
+
+    Raises:
+        ValueError: for another terminal cost or base drift.
     """
 
     def __init__(self, problem: GuidanceProblem, grid: Tensor, target: Tensor) -> None:
+        if not problem.terminal.plain or problem.base != "flow":
+            raise ValueError(f"base is {problem.base}, {problem.terminal}; expected the flow and the plain distance")
         self.problem, self.grid = problem, grid.double()
         backbone: Any = problem.backbone
-        self.basis, l = (a.double() for a in backbone.spectrum())
+        self.basis, l, rest_of_space = backbone.thin_spectrum()
+        l = torch.cat([l, rest_of_space.reshape(1)])  # one entry more: everything orthogonal to U
         self.mean = backbone.mean.flatten().double()
-        self.target = (target.flatten(1).double() - self.mean) @ self.basis
+        self.target = target.flatten(1).double() - self.mean
         falls, weights = problem.discrete(self.grid)
         d = problem.pixels
         rest, cost = torch.ones_like(l), torch.ones_like(l)
@@ -66,16 +73,20 @@ class GaussianOptimum:
     def _index(self, t: Tensor) -> int:
         return int((self.grid - t.double()).abs().argmin())
 
+    def _scaled(self, factors: Tensor, z: Tensor) -> Tensor:
+        """U diag(f) U' z + f_rest (z - U U' z)."""
+        return ((z @ self.basis) * (factors[:-1] - factors[-1])) @ self.basis.T + factors[-1] * z
+
     def _gap(self, k: int, x: Tensor) -> Tensor:
-        return self.rest[k] * ((x.flatten(1).double() - self.mean) @ self.basis) - self.target
+        return self._scaled(self.rest[k], x.flatten(1).double() - self.mean) - self.target
 
     def __call__(self, t: Tensor, x: Tensor, context: Any = None, probe: Any = None) -> Tensor:
         """v*_k, like x, at a time of the grid."""
         k = self._index(t)
-        v = -self.gain[k] * self._gap(k, x) / self.cost[k]
-        return (v @ self.basis.T).reshape(x.shape).to(x.dtype)
+        return self._scaled(-self.gain[k] / self.cost[k], self._gap(k, x)).reshape(x.shape).to(x.dtype)
 
     def value(self, t: Tensor, x: Tensor) -> Tensor:
         """V_k, (B,), up to the constant E|x_0 - m|^2 / (2d)."""
         k = self._index(t)
-        return 0.5 * (self._gap(k, x).square() / self.cost[k]).sum(1) / self.problem.pixels
+        gap = self._gap(k, x)
+        return 0.5 * (gap * self._scaled(1 / self.cost[k], gap)).sum(1) / self.problem.pixels

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InputError
 from .mixture import MixtureBackbone
@@ -85,6 +85,41 @@ class GaussianBackbone(MixtureBackbone):
         net = cls(shape, len(factor)).to(dtype)
         return net.assign(mean, factor, l[0].expand(d))
 
+    @classmethod
+    def matching(cls, mixture: MixtureBackbone, side: int) -> GaussianBackbone:
+        """The Gaussian with the mean and covariance of a mixture, at a lower resolution; its noise levelled.
+
+        Images shrink by block means, under which means and factors shrink alike; the pooled psi, which still differs
+        from pixel to pixel, is replaced by its mean, so that :meth:`thin_spectrum` is exact at any size.
+
+        Args:
+            mixture: of square images.
+            side: divides the mixture's resolution.
+
+        Raises:
+            InputError: for another side.
+        """
+        channels, height, _ = mixture.shape
+        if side < 1 or height % side:
+            raise InputError(f"side is {side}; expected a divisor of {height}")
+        block = height // side
+
+        def shrink(flat: Tensor) -> Tensor:
+            images = flat.double().reshape(-1, channels, height, height)
+            return nn.functional.avg_pool2d(images, block).flatten(1)
+
+        weights = mixture.log_weights.double().softmax(0)
+        means = shrink(mixture.mean)
+        mean = weights @ means
+        factors = [w.sqrt() * shrink(f) for w, f in zip(weights, mixture.factor, strict=True)]
+        spread = torch.cat([*factors, weights.sqrt()[:, None] * (means - mean)])
+        _, s, v = torch.linalg.svd(spread, full_matrices=False)
+        kept = s > 1e-9 * s[0]
+        psi = float((weights @ shrink(mixture.noise)).mean()) / block**2
+        shape = (channels, side, side)
+        net = cls(shape, int(kept.sum()))
+        return net.assign(mean, s[kept, None] * v[kept], torch.full((mean.numel(),), psi, dtype=torch.float64))
+
     def covariance(self) -> Tensor:
         """C (d, d) in float64.
 
@@ -106,6 +141,23 @@ class GaussianBackbone(MixtureBackbone):
         """
         l, u = torch.linalg.eigh(self.covariance())
         return u.flip(1), l.flip(0)
+
+    def thin_spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+        """C = U diag(l) U' + rest (I - U U') without d x d matrices where psi is the same for all pixels.
+
+        Returns:
+            U (d, r), orthonormal columns, l (r,), and the eigenvalue ``rest`` of everything orthogonal to them (0
+            where U is square); float64.
+
+        Raises:
+            InputError: for more than 3,000 pixels with unequal psi.
+        """
+        psi = self.noise[0].double()
+        if float(psi.max() - psi.min()) > 1e-6 * float(psi.max()):
+            u, l = self.spectrum()
+            return u, l, l.new_zeros(())
+        u, s, _ = torch.linalg.svd(self.factor[0].double().T, full_matrices=False)
+        return u, s.square() + psi.mean(), psi.mean()
 
 
 def _small_enough(d: int) -> None:
