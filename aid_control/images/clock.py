@@ -12,13 +12,14 @@ decides *which* levels a grid of K steps visits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Clock", "KarrasClock", "LogClock", "within"]
+__all__ = ["Clock", "GridClock", "KarrasClock", "LinearClock", "LogClock", "within"]
 
 
 class Clock:
@@ -85,6 +86,11 @@ class KarrasClock(Clock):
         return (hi + s * (lo - hi)) ** self.rho
 
 
+def LinearClock(sigma_min: float = 0.002, sigma_max: float = 80.0) -> KarrasClock:  # noqa: N802 - reads as a class
+    """Levels equally spaced in sigma (the paper's plain reading): Karras' grid with rho = 1."""
+    return KarrasClock(sigma_min, sigma_max, rho=1.0)
+
+
 def within(sigma_min: float, sigma_max: float, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> KarrasClock:
     """EDM's clock on [low, high], cut to the range [sigma_min, sigma_max] a network was trained for."""
     return KarrasClock(max(low, sigma_min), min(high, sigma_max), rho)
@@ -104,3 +110,42 @@ class LogClock(Clock):
 
     def level(self, s: Tensor) -> Tensor:
         return self.sigma_max * (self.sigma_min / self.sigma_max) ** s
+
+
+@dataclass(frozen=True)
+class GridClock(Clock):
+    """Given levels: a grid of as many steps visits exactly these, any other interpolates them geometrically.
+
+    Args:
+        levels: decreasing positive noise levels, at least two.
+
+    Raises:
+        ValueError: for fewer levels, or levels that do not decrease to something positive.
+    """
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        levels = self.levels
+        if len(levels) < 2 or not all(a > b > 0 for a, b in zip(levels, levels[1:], strict=False)):
+            raise ValueError(f"levels are {levels}; expected at least two, decreasing, positive")
+        if not math.isfinite(levels[0]):
+            raise ValueError(f"levels are {levels}; expected finite numbers")
+
+    @property
+    def sigma_min(self) -> float:  # type: ignore[override]
+        """The last level."""
+        return self.levels[-1]
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        """The first level."""
+        return self.levels[0]
+
+    def level(self, s: Tensor) -> Tensor:
+        known = torch.tensor(self.levels, dtype=torch.float64)
+        place = s * (len(known) - 1)
+        near = place.round()
+        place = torch.where((place - near).abs() < 1e-9, near, place)  # k/(n-1) times n-1 may miss k by rounding
+        i = place.floor().long().clamp(max=len(known) - 2)
+        return known[i] * (known[i + 1] / known[i]) ** (place - i)

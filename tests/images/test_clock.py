@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aid_control.images.clock import KarrasClock, LogClock
+from aid_control.images.clock import GridClock, KarrasClock, LinearClock, LogClock
 
-CLOCKS = [KarrasClock(), KarrasClock(rho=1.0), LogClock()]
-each_clock = pytest.mark.parametrize("clock", CLOCKS, ids=["karras", "linear", "log"])
+CLOCKS = [KarrasClock(), LinearClock(), LogClock(), GridClock((80.0, 9.0, 1.0, 0.002))]
+each_clock = pytest.mark.parametrize("clock", CLOCKS, ids=["karras", "linear", "log", "grid"])
 
 
 @each_clock
@@ -61,3 +61,22 @@ def test_log_clock_has_equal_ratios():
 
 def test_rounding_is_applied_to_the_positive_levels():
     assert KarrasClock(1.0, 5.0, rho=1.0).sigmas(3, rounding=lambda s: s + 0.5).tolist() == [5.5, 3.5, 1.5, 0.0]
+
+
+def test_linear_clock_is_linear():
+    assert LinearClock(1.0, 5.0).sigmas(5).tolist() == pytest.approx([5, 4, 3, 2, 1, 0])
+
+
+def test_a_given_grid_is_visited_exactly():
+    levels = (80.0, 31.7, 3.3, 0.9, 0.41, 0.1, 0.0213, 0.002)
+    clock = GridClock(levels)
+    assert clock.sigmas(8).tolist() == [*levels, 0.0]
+    twice = clock.sigmas(15)[:-1]
+    torch.testing.assert_close(twice[::2], torch.tensor(levels, dtype=torch.float64), rtol=0, atol=0)
+    torch.testing.assert_close(twice[1::2] ** 2, twice[:-1:2] * twice[2::2])  # geometric means between
+
+
+@pytest.mark.parametrize("levels", [(1.0,), (1.0, 2.0), (1.0, 1.0), (1.0, 0.0), (float("inf"), 1.0)])
+def test_bad_levels(levels):
+    with pytest.raises(ValueError, match="levels"):
+        GridClock(levels)
