@@ -47,6 +47,9 @@ SHOWN = 6  # images in a picture
 
 def peak_megabytes() -> float:
     """Largest resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux ru_maxrss starts at the parent's size, even in a new program
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -16,13 +16,15 @@ The hole is the region ``1 - mask``.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.nn.functional import conv2d
 
 from ..errors import InputError
 
-__all__ = ["psnr", "ssim", "ssim_map", "summary"]
+__all__ = ["bootstrap", "psnr", "ssim", "ssim_map", "summary"]
 
 PEAK = 2.0
 SIGMA = 1.5
@@ -129,3 +131,28 @@ def summary(values: Tensor) -> dict[str, float]:
     n = len(kept)
     spread = float(kept.std()) / n**0.5 if n > 1 else float("nan")
     return {"mean": float(kept.mean()) if n else float("nan"), "ci95": 1.96 * spread, "n": n}
+
+
+def bootstrap(values: Tensor, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and its 95 % percentile bootstrap interval; for paired comparisons pass the differences.
+
+    Args:
+        values: one number an image, finite.
+        resamples: of the images.
+        seed: of the resampling.
+
+    Returns:
+        Mean, lower end, upper end; without an interval (NaN) for fewer than two values.
+
+    Raises:
+        InputError: for values that are not finite.
+    """
+    v = values.double().flatten().numpy()
+    if not np.isfinite(v).all() or len(v) == 0:
+        raise InputError(f"{int((~np.isfinite(v)).sum())} of {len(v)} values are not finite; expected numbers")
+    if len(v) < 2 or np.ptp(v) == 0:
+        edge = float("nan") if len(v) < 2 else float(v[0])
+        return float(v.mean()), edge, edge
+    found = stats.bootstrap((v,), np.mean, n_resamples=resamples, method="percentile", vectorized=True, rng=seed)
+    interval = found.confidence_interval
+    return float(v.mean()), float(interval.low), float(interval.high)
