@@ -129,11 +129,11 @@ def draw_curve(out: Path, cfg: dict[str, Any], results: dict[tuple[Any, ...], di
 
 
 def draw_pictures(out: Path, cfg: dict[str, Any], columns: dict[str, dict[str, Any]], mask: str) -> None:
-    x, masks = images_and_masks({**cfg, "n": SHOWN}, mask)
+    x, masks = images_and_masks({**cfg, "n": min(SHOWN, cfg["n"])}, mask)
     rows = {"original": x, "masked": x * masks}
     for title, result in columns.items():
         rows[title] = load_tensors(out / result["pictures"])[0]["shown"]
-    n = min(SHOWN, len(x))
+    n = len(x)
     fig, axes = plt.subplots(len(rows), n, figsize=(1.3 * n + 1.2, 1.3 * len(rows)), squeeze=False)
     for i, (title, images) in enumerate(rows.items()):
         for j in range(n):

@@ -1,8 +1,9 @@
 """Inpaint faces with a frozen backbone and AID guidance: ``python examples/inpaint_ffhq.py mask=freeform``.
 
-Runs the pretrained flow (known pixels pasted at the end), the replacement method and AID on the same images,
-masks and seeds; writes ``grid.png``, every result as a PNG and ``metrics.json`` into ``out`` and prints the
-table.  Masks: 1 = known, 0 = hole.  See ``conf/inpaint_ffhq.yaml`` for the options.
+Runs the pretrained flow (known pixels pasted at the end), replacement, projection and AID on the same images, masks
+and seeds, and with ``backbone=mixture`` also the exact posterior mean and an exact posterior sample; writes
+``grid.png``, every result as a PNG and ``metrics.json`` into ``out`` and prints the table.  Masks: 1 = known,
+0 = hole.  See ``conf/inpaint_ffhq.yaml`` for the options.
 """
 
 from __future__ import annotations
@@ -25,15 +26,25 @@ import aid_control
 from aid_control.checkpoint import atomic_write
 from aid_control.errors import InputError
 from aid_control.images import inpaint, load_backbone, load_guidance
+from aid_control.images.backbones.mixture import MixtureBackbone
 from aid_control.images.backbones.registry import asset
 from aid_control.images.data import ImageSource, to_float, to_uint8, write_png
+from aid_control.images.guidance import shipped_guidance
 from aid_control.images.inpaint import check_images, function_evaluations
 from aid_control.images.masks import MASK_KINDS, make_mask, read_mask
+from aid_control.images.methods.projection import projection
 from aid_control.images.methods.replacement import replacement
 from aid_control.images.metrics import psnr, ssim, summary
 from aid_control.program import program
 
-LABELS = {"pretrained": "pretrained flow, pasted", "replacement": "replacement", "aid": "AID"}
+LABELS = {
+    "pretrained": "pretrained flow, pasted",
+    "replacement": "replacement",
+    "projection": "projection",
+    "aid": "AID",
+    "posterior_mean": "exact posterior mean",
+    "posterior_sample": "exact posterior sample",
+}
 
 
 def read_inputs(cfg: Any, side: int, channels: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -87,21 +98,18 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def picture(x: Tensor, masks: Tensor, results: dict[str, Tensor], rows: int) -> bytes:
-    """The labelled grid: original, masked, pretrained flow, AID, absolute error of AID."""
+    """The labelled grid: original, masked, pretrained flow, what knows more, absolute error of AID (if it ran)."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     n = min(rows, len(x))
-    error = (results["aid"] - x).abs().mean(1, keepdim=True).clip(0, 1).expand_as(x) * 2 - 1
-    columns = {
-        "original": x,
-        "masked (grey = hole)": masks * x,
-        "pretrained flow, pasted": results["pretrained"],
-        "AID": results["aid"],
-        "|AID - original|": error,
-    }
+    columns = {"original": x, "masked (grey = hole)": masks * x}
+    columns |= {LABELS[name]: result for name, result in results.items() if name != "replacement"}
+    if "aid" in results:
+        error = (results["aid"] - x).abs().mean(1, keepdim=True).clip(0, 1).expand_as(x) * 2 - 1
+        columns["|AID - original|"] = error
     fig, axes = plt.subplots(n, len(columns), figsize=(1.7 * len(columns), 1.7 * n + 0.3), squeeze=False)
     for j, (title, images) in enumerate(columns.items()):
         axes[0, j].set_title(title, fontsize=8)
@@ -126,15 +134,23 @@ def main(cfg: Any) -> None:
         if cfg[option] < 1:
             raise InputError(f"{option} is {cfg[option]}; expected at least 1")
     backbone = load_backbone(cfg.backbone, cfg.device)
-    guidance = load_guidance(cfg.guidance, cfg.device)
-    x, masks, names = read_inputs(cfg, backbone.img_resolution, backbone.img_channels)
+    chosen = cfg.guidance or shipped_guidance(backbone)
+    guidance = load_guidance(chosen, cfg.device) if chosen else None
+    if guidance is None:
+        print("no guidance is shipped for this backbone: AID is left out")
+    x, masks, names = read_inputs(cfg, backbone.shape[-1], backbone.shape[0])
     check_images(backbone, x, masks, str(cfg.image or cfg.data or "bundled images"))
 
     methods: dict[str, Callable[..., Tensor]] = {
         "pretrained": lambda **kw: inpaint(backbone, None, **kw),
         "replacement": lambda **kw: replacement(backbone, **kw),
-        "aid": lambda **kw: inpaint(backbone, guidance, **kw),
+        "projection": lambda **kw: projection(backbone, **kw),
     }
+    if guidance is not None:
+        methods["aid"] = lambda **kw: inpaint(backbone, guidance, **kw)
+    if isinstance(backbone, MixtureBackbone):
+        methods["posterior_mean"] = lambda y, mask, **kw: backbone.posterior_mean(y, mask)
+        methods["posterior_sample"] = lambda y, mask, seeds, **kw: backbone.posterior_sample(y, mask, seeds)
     # One step on one image first: the first call of every kernel pays for its set-up, and a guidance file of
     # another backbone is refused before anything is written.
     one = dict(y=x[:1].to(cfg.device), mask=masks[:1].to(cfg.device), steps=1, solver=cfg.solver, seeds=[0])
@@ -145,7 +161,7 @@ def main(cfg: Any) -> None:
         results[name], seconds = run(name, method, x, masks, cfg)
         table[name] = {
             **measure(x, masks, results[name]),
-            "nfe": function_evaluations(cfg.steps, cfg.solver),
+            "nfe": 0 if name.startswith("posterior") else function_evaluations(cfg.steps, cfg.solver),
             "seconds_per_image": seconds,
         }
 
@@ -159,8 +175,9 @@ def main(cfg: Any) -> None:
             "methods": table,
             "images": len(x), "data": str(cfg.image or cfg.data or "bundled"), "mask": str(cfg.mask),
             "hole_fraction": float(1 - masks.mean()), "steps": cfg.steps, "solver": cfg.solver,
-            "seeds": [cfg.seed, cfg.seed + len(x) - 1], "backbone": str(cfg.backbone), "guidance": str(cfg.guidance),
-            "guidance_facts": guidance.facts, "guidance_parameters": guidance.parameter_count(),
+            "seeds": [cfg.seed, cfg.seed + len(x) - 1], "backbone": str(cfg.backbone), "guidance": chosen,
+            "guidance_facts": guidance and guidance.facts,
+            "guidance_parameters": guidance and guidance.parameter_count(),
             "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
             "versions": {"aid_control": aid_control.__version__, "torch": torch.__version__,
                          "python": platform.python_version()},

@@ -35,7 +35,7 @@ def test_inpaint_bundled_images(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "AID" in done.stdout and "hole PSNR" in done.stdout
     report = json.loads((tmp_path / "o/metrics.json").read_text())
-    assert set(report["methods"]) == {"pretrained", "replacement", "aid"} and report["images"] == 2
+    assert set(report["methods"]) == {"pretrained", "replacement", "projection", "aid"} and report["images"] == 2
     assert report["methods"]["aid"]["nfe"] == 3
     with Image.open(tmp_path / "o/grid.png") as grid:
         assert grid.width > 500

@@ -35,13 +35,14 @@ from torch.nn import functional as F
 
 from ..checkpoint import load_tensors, save_tensors
 from ..errors import InputError
-from .backbones.registry import weights_file
+from .backbones.precond import Denoiser
+from .backbones.registry import asset, weights_file
 from .clock import Clock, KarrasClock
 from .encoder import ContextEncoder
 from .problem import Observation
 from .pyramid import BANDS, LevelTable, band_energies, combine
 
-__all__ = ["DEFAULT_GUIDANCE", "Guidance", "PyramidCritic", "load_guidance", "save_guidance"]
+__all__ = ["DEFAULT_GUIDANCE", "Guidance", "PyramidCritic", "load_guidance", "save_guidance", "shipped_guidance"]
 
 DEFAULT_GUIDANCE = "aid-faces64-mini"
 
@@ -198,3 +199,12 @@ def load_guidance(
         ) from error
     guidance.backbone, guidance.facts = metadata.get("backbone", ""), json.loads(metadata.get("facts", "{}"))
     return guidance.eval().requires_grad_(False).to(device)
+
+
+def shipped_guidance(backbone: Denoiser) -> str | None:
+    """Name of the guidance shipped for a backbone, by its fingerprint; ``None`` where there is none."""
+    for name in (DEFAULT_GUIDANCE, "aid-mixture-faces64"):
+        file = asset(f"{name}.safetensors")
+        if file.is_file() and load_guidance(file).backbone == backbone.fingerprint:
+            return name
+    return None

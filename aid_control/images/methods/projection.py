@@ -3,7 +3,7 @@ r"""Projection (DDNM without noise; Wang et al. 2023): the known part of the den
 .. math::  \hat D = M y + (1 - M)\, D(x; \sigma), \qquad \frac{dx}{d\sigma} = (x - \hat D)/\sigma .
 
 For inpainting the pseudo-inverse of "see the known pixels" is the mask itself, so this is DDNM's range-null
-decomposition in the probability-flow ODE.  It is the frozen drift of guidance with ``base="projected"``: AID with v = 0.
+decomposition in the probability-flow ODE.  It is the frozen drift of guidance with ``base="projected"``: AID, v = 0.
 """
 
 from __future__ import annotations
