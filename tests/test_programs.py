@@ -174,3 +174,70 @@ def test_verify_recovery_fails_where_a_row_fails(tmp_path):
     assert done.returncode == 1 and "FAIL" in done.stdout
     refused = run("verify_recovery.py", "parts=[everything]", "out=o", cwd=tmp_path)
     assert refused.returncode == 2 and "parts" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_inpaint_with_the_mixture_shows_the_exact_posterior(tmp_path):
+    options = ("backbone=mixture", "steps=2", "n=2", "threads=1", "out=o", "mask=half")
+    done = run("inpaint_ffhq.py", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    methods = json.loads((tmp_path / "o/metrics.json").read_text())["methods"]
+    assert {"pretrained", "projection", "posterior_mean", "posterior_sample"} <= set(methods)
+    mean, sample = (methods[f"posterior_{kind}"]["psnr_hole"]["mean"] for kind in ("mean", "sample"))
+    assert mean > sample > methods["pretrained"]["psnr_hole"]["mean"]
+
+
+TINY_STUDY = (
+    "studies=[signals]", "memory=[]", "workers=1", "out=o", "signals.count=40", "signals.guess.iterations=60",
+    "signals.trainers.stein.iterations=24", "signals.trainers.backprop.iterations=24",
+    *(f"~signals.trainers.{name}" for name in ("score", "antithetic", "adjoint", "proxy")),
+)  # fmt: skip
+
+
+def test_verify_guidance_reports_fails_where_a_bar_fails_and_goes_on(tmp_path):
+    done = run("verify_guidance.py", *TINY_STUDY, cwd=tmp_path)
+    rows = {row["name"]: row for row in json.loads((tmp_path / "o/report.json").read_text())["rows"]}
+    assert done.returncode == 1, done.stderr  # a guess after 60 iterations captures no 97 %
+    captured = rows["signals, backprop: captured improvement"]
+    assert 0 < captured["value"] < 0.97 and not captured["ok"]
+    assert rows["signals, stein: denoised images"]["value"] == 24 * 256 * 40
+    for name in ("curves.png", "pictures-signals.png", "signals-stein.safetensors"):
+        assert (tmp_path / "o" / name).stat().st_size > 1000
+    # a restart takes what is done, and does again what changed
+    files = {name: tmp_path / "o" / f"signals-{name}.json" for name in ("stein", "backprop", "guess")}
+    before = {name: file.stat().st_mtime_ns for name, file in files.items()}
+    run("verify_guidance.py", *TINY_STUDY, "signals.trainers.stein.iterations=12", cwd=tmp_path)
+    after = {name: file.stat().st_mtime_ns for name, file in files.items()}
+    assert {name for name in files if after[name] != before[name]} == {"stein"}
+
+
+def test_compare_guidance_reports_paired_differences(tmp_path, shared):
+    pytest.importorskip("lpips", reason="needs the package lpips (extra 'metrics')")
+    options = (
+        f"data={asset('faces')}", f"lpips={shared / 'weights' / 'alexnet_features.pth'}", "n=3", "workers=1", "out=o",
+        "steps=[1]", "masks=[box,half]", "beta_steps=1", "mask=half",
+    )  # fmt: skip
+    done = run("compare_guidance.py", *options, cwd=tmp_path)
+    assert done.returncode in (0, 1), done.stderr
+    report = json.loads((tmp_path / "o/report.json").read_text())
+    assert len(report["rows"]) == 2 * 3 + 2 * 3 * 3
+    row = report["rows"][0]
+    means = report["about"]["means"]
+    want = means["aid on projection 1"]["psnr"] - means["projection 1"]["psnr"]
+    assert row["value"] == pytest.approx(want, abs=1e-9) and row["bar"].startswith("above 0: 95 % interval")
+    assert (tmp_path / "o/curve.png").stat().st_size > 1000 and (tmp_path / "o/pictures.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "script, options, words",
+    [
+        ("verify_guidance.py", ("studies=[faces7]",), "faces7"),
+        ("verify_guidance.py", ("studies=[signals]", "+signals.trainers.sgd={}"), "sgd"),
+        ("verify_guidance.py", ("studies=[mixture]", "backbone=edm-faces64-mini"), "expected a mixture"),
+        ("compare_guidance.py", ("data=nowhere.zip", "lpips=no.pth"), "no.pth"),
+        ("compare_guidance.py", ("data=nowhere.zip", "n=0"), "at least 1"),
+    ],
+)
+def test_the_verifying_programs_refuse_bad_input(tmp_path, script, options, words):
+    done = run(script, *options, cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
