@@ -57,7 +57,7 @@ def measure(name: str, guidance: str | None, mask: str, steps: int, cfg: dict[st
         name: ``flow``, ``projection`` or ``aid``.
         guidance: file or shipped name, for ``aid``.
         mask: kind.
-        steps: of Heun's method.
+        steps: of the solver.
         cfg: the settings.
         folder: where results are kept.
     """
@@ -65,7 +65,7 @@ def measure(name: str, guidance: str | None, mask: str, steps: int, cfg: dict[st
     net = load_backbone(cfg["backbone"])
     module = load_guidance(guidance) if guidance else None
     weights = [] if module is None else [v.double().sum().item() for v in module.state_dict().values()]
-    key = [name, mask, steps, cfg["n"], cfg["seed"], net.fingerprint, Path(cfg["data"]).name, weights]
+    key = [name, mask, cfg["solver"], steps, cfg["n"], cfg["seed"], net.fingerprint, Path(cfg["data"]).name, weights]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     file = Path(folder) / f"{name}-{mask}-{steps}-{digest}.json"
     if file.is_file():
@@ -78,9 +78,9 @@ def measure(name: str, guidance: str | None, mask: str, steps: int, cfg: dict[st
         clean, m = x[i : i + cfg["batch"]], masks[i : i + cfg["batch"]]
         seeds = range(cfg["seed"] + i, cfg["seed"] + i + len(clean))
         if name == "projection":
-            out = projection(net, clean * m, m, steps, seeds=seeds)
+            out = projection(net, clean * m, m, steps, cfg["solver"], seeds=seeds)
         else:
-            out = inpaint(net, module, clean * m, m, steps, seeds=seeds)
+            out = inpaint(net, module, clean * m, m, steps, cfg["solver"], seeds=seeds)
         hole = 1 - m
         for metric, value in (
             ("psnr", psnr(out, clean, hole)), ("ssim", ssim(out, clean, hole)), ("lpips", distance(out, clean, hole))
@@ -152,6 +152,8 @@ def main(config: Any) -> int:
             raise InputError(f"mask is {mask!r}; expected one of {', '.join(MASK_KINDS)}")
     if min(cfg["n"], cfg["batch"], cfg["workers"], cfg["beta_steps"], *cfg["steps"]) < 1:
         raise InputError("n, batch, workers, steps and beta_steps: expected at least 1")
+    if cfg["solver"] not in ("euler", "heun"):
+        raise InputError(f"solver is {cfg['solver']!r}; expected euler or heun")
     Lpips(cfg["lpips"])
     images_and_masks({**cfg, "n": 1}, cfg["mask"])
     for file in (cfg["guidance"], cfg["flow_guidance"], *cfg["betas"].values()):
@@ -181,7 +183,7 @@ def main(config: Any) -> int:
     means = {" ".join(map(str, k)): {m: sum(r[m]) / len(r[m]) for m in METRICS} for k, r in results.items()}
     report = Report(settings=cfg, means=means)
     for steps in cfg["steps"]:
-        nfe = function_evaluations(steps, "heun")
+        nfe = function_evaluations(steps, cfg["solver"])
         for flow, key in (("projected", "aid on projection"), ("plain", "aid on flow")):
             title = f"AID on the {flow} flow - projection, NFE {nfe}"
             compare(report, title, results[key, steps], results["projection", steps], flow == "projected")
