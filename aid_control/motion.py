@@ -130,7 +130,7 @@ class Motion:
 
         return Field(velocity, "columns", diffuse, sigma)
 
-    def step(self, k: int, x: Tensor, action: Tensor, probe: Any, singular: bool) -> tuple[Tensor, int]:
+    def step(self, k: int, x: Tensor, action: Tensor, probe: Any) -> tuple[Tensor, int]:
         """(X_{k+1}, drift evaluations)."""
         t, s = self.grid[k], self.grid[k + 1]
         motion = self._field(t, action, probe)
@@ -142,7 +142,7 @@ class Motion:
             dw = self.increments.dw[k]
             if self.columns is None and self.problem.noise == "columns":
                 dw = dw[..., : self.own]
-        name = "euler" if singular else self.solver
+        name = "euler" if self.solver == "heun" and self.problem.singular(t, s) else self.solver
         return SCHEMES[name](motion, t, s, x, dw), 2 if name == "heun" else 1
 
 

@@ -125,7 +125,7 @@ class OnlineActorCritic:
                 dw = torch.randn(1, x.shape[0], *problem.noise_dim(x), generator=self._generator, dtype=x.dtype)
                 increments = Increments(grid, dw * math.sqrt(self.dt))
             motion = Motion(problem, self.policy, x, grid, None, "sampled", "euler", "own", increments, 0)
-            x_next, _ = motion.step(0, x, action, None, singular=False)
+            x_next, _ = motion.step(0, x, action, None)
         log_prob = self.policy.log_prob(t, action, mean)
         now = self.critic(t, x)
         with torch.no_grad():

@@ -42,13 +42,15 @@ class ControlProblem:
         discount: rho >= 0.
         noise: what :meth:`diffusion` returns: ``"none"``; ``"diagonal"``, a tensor like x; or ``"columns"``,
             (B, d, n) for flat states (B, d) and an n-dimensional Brownian motion.
-        singular_end: the drift is not defined at T, so that Heun takes its last step by Euler.
     """
 
     horizon: float = 1.0
     discount: float = 0.0
     noise: NoiseKind = "none"
-    singular_end: bool = False
+
+    def singular(self, t: Tensor, s: Tensor) -> bool:
+        """Whether the drift at s is undefined or too stiff for a step from t: Heun then takes it by Euler."""
+        return False
 
     def probe(self, t: Tensor, x: Tensor, context: Any) -> Any:
         """What the frozen system answers at (t, x): one call a drift evaluation; ``None`` where there is nothing."""

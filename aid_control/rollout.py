@@ -139,7 +139,6 @@ def rollout(
         raise ValueError(f"temperature is {temperature} but the policy has no variance; expected tau = 0 or a spread")
     motion = Motion(problem, policy, x, grid, context, mode, solver, engine, increments, entropy)
     out = Trajectory(times=grid, context=context, target=target, discount=problem.discount, states=[x])
-    last = len(grid) - 2
     for k in range(len(grid) - 1):
         t, dt = grid[k], grid[k + 1] - grid[k]
         probe = problem.probe(t, x, context)
@@ -156,7 +155,7 @@ def rollout(
             log = policy.log_prob(t, action, mean) if mode == "sampled" else -policy.entropy(t, mean)
             cost = cost + temperature * log
 
-        x, calls = motion.step(k, x, action, probe, singular=k == last and problem.singular_end)
+        x, calls = motion.step(k, x, action, probe)
         out.calls += calls
         out.actions.append(action if keep == "all" else action.new_empty(0))
         out.costs.append(cost * dt)

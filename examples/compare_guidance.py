@@ -96,7 +96,7 @@ def measure(name: str, guidance: str | None, mask: str, steps: int, cfg: dict[st
 def compare(report: Report, title: str, ours: dict[str, Any], theirs: dict[str, Any], bar: bool) -> None:
     """Rows of the paired differences, ours - theirs; with ``bar`` PSNR must be higher and LPIPS lower."""
     for metric, words in METRICS.items():
-        a, b = torch.tensor(ours[metric]), torch.tensor(theirs[metric])
+        a, b = (torch.tensor(r[metric], dtype=torch.float64) for r in (ours, theirs))
         difference, low, high = bootstrap(a - b)
         demand = f"{'95 %'} interval {low:+.4f} to {high:+.4f}; {float(a.mean()):.4f} against {float(b.mean()):.4f}"
         good = high < 0 if metric == "lpips" else low > 0
@@ -183,7 +183,7 @@ def main(config: Any) -> int:
     means = {" ".join(map(str, k)): {m: sum(r[m]) / len(r[m]) for m in METRICS} for k, r in results.items()}
     report = Report(settings=cfg, means=means)
     for steps in cfg["steps"]:
-        nfe = function_evaluations(steps, cfg["solver"])
+        nfe = function_evaluations(steps, cfg["solver"], load_backbone(cfg["backbone"]))
         for flow, key in (("projected", "aid on projection"), ("plain", "aid on flow")):
             title = f"AID on the {flow} flow - projection, NFE {nfe}"
             compare(report, title, results[key, steps], results["projection", steps], flow == "projected")

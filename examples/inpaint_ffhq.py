@@ -161,7 +161,7 @@ def main(cfg: Any) -> None:
         results[name], seconds = run(name, method, x, masks, cfg)
         table[name] = {
             **measure(x, masks, results[name]),
-            "nfe": 0 if name.startswith("posterior") else function_evaluations(cfg.steps, cfg.solver),
+            "nfe": 0 if name.startswith("posterior") else function_evaluations(cfg.steps, cfg.solver, backbone),
             "seconds_per_image": seconds,
         }
 

@@ -455,9 +455,10 @@ def test_bad_input_of_policy_iteration():
         policy_iteration(Linear(), [(-1, 1)], [21], initial=lambda t, x: x[:, 0])
 
     class Ending(Linear):
-        singular_end = True
+        def singular(self, t, s):
+            return True
 
-    with pytest.raises(ValueError, match="singular_end"):
+    with pytest.raises(ValueError, match="singular at T"):
         policy_iteration(Ending(), [(-1, 1)], [21])
 
 

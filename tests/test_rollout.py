@@ -34,7 +34,8 @@ def test_the_drift_is_called_once_or_twice_a_step(solver, calls):
 
 def test_a_singular_end_is_reached_by_euler():
     class Singular(ControlProblem):
-        singular_end = True
+        def singular(self, t, s):
+            return s == 1
 
         def drift(self, t, x, context, probe):
             return x / (1 - t)  # infinite at T = 1

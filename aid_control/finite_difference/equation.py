@@ -124,8 +124,9 @@ def equation_of(
         raise ValueError(f"scheme is {scheme!r}; expected 'central' or 'upwind'")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature is {temperature}; expected a finite number >= 0")
-    if problem.singular_end:
-        raise ValueError("problem.singular_end is True; expected a drift that is defined up to T")
+    end = torch.tensor(problem.horizon)
+    if problem.singular(end, end):
+        raise ValueError("problem is singular at T; expected a drift that is defined up to T")
     if scheme == "central" and problem.noise == "none":
         raise ValueError("scheme is 'central' for a problem without noise, where it is unstable; expected 'upwind'")
     grid = Grid.uniform(box, points)

@@ -44,9 +44,12 @@ def starting_noise(backbone: Denoiser, seeds: Sequence[int], n: int, device: Any
     return per_image_normal(seeds, tuple(backbone.shape)).to(device)
 
 
-def function_evaluations(steps: int, solver: str) -> int:
-    """Backbone calls an image: K for Euler, 2K - 1 for Heun."""
-    return steps if solver == "euler" else 2 * steps - 1
+def function_evaluations(steps: int, solver: str, backbone: Denoiser, clock: Clock | None = None) -> int:
+    """Backbone calls an image: K for Euler, 2K - 1 for Heun, less where it steps by Euler (few steps)."""
+    problem = GuidanceProblem(backbone, clock or within(backbone.sigma_min, backbone.sigma_max))
+    grid = levels_of(problem, steps)
+    singular = sum(problem.singular(t, s) for t, s in zip(grid[:-1], grid[1:], strict=True))
+    return steps if solver == "euler" else 2 * steps - singular
 
 
 @torch.no_grad()
@@ -72,7 +75,7 @@ def inpaint(
         y: images (B, C, H, W) in [-1, 1]; what they hold in the hole is ignored.
         mask: (B, 1, H, W), 1 = known, 0 = hole.
         steps: solver steps.
-        solver: ``"heun"`` (2 steps - 1 backbone calls) or ``"euler"`` (steps calls).
+        solver: ``"heun"`` (2 steps - 1 backbone calls; fewer below seven steps) or ``"euler"`` (steps calls).
         seeds: one an image; default 0, 1, 2, ...
         class_labels: one-hot (B, n) for conditional backbones.
         clock: noise levels; default EDM's grid, within the backbone's range.

@@ -67,8 +67,6 @@ class GuidanceProblem(ControlProblem):
         ValueError: for an unknown cost or base.
     """
 
-    singular_end = True
-
     def __init__(
         self,
         backbone: Denoiser,
@@ -95,6 +93,14 @@ class GuidanceProblem(ControlProblem):
 
     def drift(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor) -> Tensor:
         return self.gain(t) * (probe - x)
+
+    def singular(self, t: Tensor, s: Tensor) -> bool:
+        """At sigma = 0, and where sigma falls by a factor above 30.
+
+        The slope at s is (x - D - v)/sigma(s): Heun multiplies what D and v say differently at t and s by
+        sigma(t)/(2 sigma(s)).
+        """
+        return bool(self.clock.sigma(s) * 30 <= self.clock.sigma(t))
 
     def gain(self, t: Tensor) -> Tensor:
         return 1 / self.clock.sigma(t)

@@ -45,8 +45,6 @@ def replacement(
     grid = levels_of(problem, steps).to(y.device)
     context = Observation(y, mask, class_labels=class_labels)
     for k in range(steps):
-        # the problem's end is singular only on the last piece of the grid
-        problem.singular_end = k == steps - 1
         x = rollout(problem, policy, x, grid[k : k + 2], context, solver=solver, keep="last").states[-1]
         z = per_image_normal(seeds, x.shape[1:], 0x4E9, k).to(x)
         x = torch.where(mask.bool(), y + clock.sigma(grid[k + 1]).to(x) * z, x)
