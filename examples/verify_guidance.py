@@ -255,6 +255,9 @@ def draw_memory(out: Path, cfg: dict[str, Any], results: dict[str, dict[str, Any
         ax.plot(cfg["memory"], peaks, marker="o", label=method.replace("+", " with "))
     ax.set(xscale="log", yscale="log", xlabel="sampler steps", ylabel="peak memory of the process, MB")
     ax.set_xticks(cfg["memory"], [str(n) for n in cfg["memory"]])
+    low, high = ax.get_ylim()
+    ticks = [tick for tick in (500, 1000, 2000, 4000, 8000, 16000) if low <= tick <= high]
+    ax.set_yticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.legend(fontsize=8)
     ax.set_title("training on the mini EDM backbone, batch 2", fontsize=9)

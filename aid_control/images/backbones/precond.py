@@ -163,7 +163,7 @@ class VPPrecond(Denoiser):
         # float32 on purpose: the published bounds are float32 numbers
         self.sigma_min, self.sigma_max = (
             float(((0.5 * beta_d * t**2 + beta_min * t).exp() - 1).sqrt())
-            for t in (torch.tensor(epsilon_t), torch.tensor(1.0))
+            for t in (torch.tensor(epsilon_t, device="cpu"), torch.tensor(1.0, device="cpu"))  # also under "meta"
         )
 
     def coefficients(self, sigma: Tensor) -> tuple[float, Tensor, Tensor, Tensor]:
@@ -207,8 +207,8 @@ class iDDPMPrecond(Denoiser):  # noqa: N801 - the published name
         def alpha_bar(j: Tensor) -> Tensor:
             return (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
 
-        u = torch.zeros(M + 1)
-        for j in torch.arange(M, 0, -1):
+        u = torch.zeros(M + 1, device="cpu")  # also under "meta"
+        for j in torch.arange(M, 0, -1, device="cpu"):
             u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar(j - 1) / alpha_bar(j)).clip(min=C_1) - 1).sqrt()
         self.register_buffer("u", u)
         self.sigma_min, self.sigma_max = float(u[M - 1]), float(u[0])

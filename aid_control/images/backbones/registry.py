@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...checkpoint import load_tensors, save_tensors
 from ...errors import InputError
+from ..official.reader import backbone_arguments, read_official
 from .exact import ExactBackbone
 from .gaussian import GaussianBackbone
 from .mixture import MixtureBackbone
@@ -64,7 +65,8 @@ def load_backbone(
     Args:
         name_or_path: a shipped name (``"edm-faces64-mini"``, ``"mixture-faces64"`` or short ``"mixture"``) or a
             ``.safetensors`` file whose metadata hold ``precond`` (a class name: one of :mod:`.precond`, or
-            ``Gaussian``, ``Mixture``) and ``kwargs`` (JSON of the constructor's arguments).
+            ``Gaussian``, ``Mixture``) and ``kwargs`` (JSON of the constructor's arguments); or an official ``.pkl``
+            of EDM, read without running it.
         device: where to put it.
 
     Returns:
@@ -76,20 +78,21 @@ def load_backbone(
     """
     names = f"{DEFAULT_BACKBONE}, {', '.join(ALIASES.values())}"
     path = weights_file(ALIASES.get(str(name_or_path), name_or_path), "backbone", names)
-    tensors, metadata = load_tensors(path)
+    official = path.suffix == ".pkl"
+    precond, kwargs, tensors = _read_official(path) if official else _read_own(path)
     try:
-        cls = CLASSES[metadata["precond"]]
-        kwargs: dict[str, Any] = json.loads(metadata["kwargs"])
+        cls = CLASSES[precond]
         exact = issubclass(cls, ExactBackbone)
-        # an exact model is as large as its file says: claim no memory before its tensors are known to fit
-        with torch.device("meta") if exact else nullcontext():
+        # claim no memory before the tensors are known to fit: a file may describe a network of any size
+        with torch.device("meta") if exact or official else nullcontext():
             net = cls(**kwargs)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(
             f"{path}: describes no backbone ({error}); expected metadata 'precond' ({', '.join(CLASSES)}) and 'kwargs'"
         ) from error
     try:
-        net.load_state_dict({k: v.float() for k, v in tensors.items()} if exact else tensors, assign=exact)
+        halves = exact or official  # stored in half precision, or as their training left them
+        net.load_state_dict({k: _single(v) for k, v in tensors.items()} if halves else tensors, assign=halves)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: weights do not fit the network they describe ({first})") from error
@@ -100,6 +103,31 @@ def load_backbone(
             raise InputError(f"{path}: {error}") from error
     net.fingerprint = fingerprint(net)
     return net.eval().requires_grad_(False).to(device)
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _read_own(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Class name, its arguments and the weights of a ``.safetensors`` file."""
+    tensors, metadata = load_tensors(path)
+    try:
+        return metadata["precond"], json.loads(metadata["kwargs"]), tensors
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: describes no backbone ({error}); expected metadata 'precond' ({', '.join(CLASSES)}) and 'kwargs'"
+        ) from error
+
+
+def _read_official(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The same of an official pickle, which is read without running it (:mod:`..official`)."""
+    official = read_official(path)
+    try:
+        precond, kwargs = backbone_arguments(official)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return precond, kwargs, official.state_dict
 
 
 def save_backbone(
