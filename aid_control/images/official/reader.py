@@ -81,8 +81,19 @@ def _entries(value: Any) -> dict[Any, Any]:
     raise InputError(f"{type(value).__name__} where a dictionary is expected")
 
 
-def _tensors(module: Any, limits: Limits) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and persistent buffer under its dotted name, in the order of ``state_dict()``."""
+def _tensors(module: Any, limits: Limits, size: int) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and persistent buffer under its dotted name, in the order of ``state_dict()``.
+
+    A file of ``size`` bytes may name a storage more than once, but not make more than twice its size of tensors.
+    """
+    left = 2 * size
+
+    def charge(cost: int) -> None:
+        nonlocal left
+        left -= cost
+        if left < 0:
+            raise InputError("tensors are more than twice the file; expected a storage to be used once")
+
     pending: list[tuple[str, Any, int]] = [("", module, 0)]
     count = 0
     while pending:
@@ -98,7 +109,7 @@ def _tensors(module: Any, limits: Limits) -> Iterator[tuple[str, Tensor]]:
             for name, tensor in _entries(state.get(kind)).items():
                 if tensor is not None and not (kind == "_buffers" and name in hidden):
                     count += 1
-                    yield f"{prefix}{name}", tensor_of(tensor, limits)
+                    yield f"{prefix}{name}", tensor_of(tensor, limits, charge)
         children = [(f"{prefix}{name}.", child, depth + 1) for name, child in _entries(state.get("_modules")).items()]
         pending += [child for child in reversed(children) if child[1] is not None]
 
@@ -170,7 +181,7 @@ def _read(data: bytes, key: str, limits: Limits) -> Official:
     if state.get("_init_args"):
         raise InputError("network was made with positional arguments; expected named ones")
     kwargs = _simple(arguments)
-    tensors = dict(_tensors(content[key], limits))
+    tensors = dict(_tensors(content[key], limits, len(data)))
     others = {k: _simple(v) for k, v in content.items() if isinstance(k, str) and k not in (key, "encoder")}
     return Official(class_name, kwargs, tensors, _encoder(content.get("encoder")), others)
 

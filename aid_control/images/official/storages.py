@@ -16,6 +16,7 @@ import io
 import math
 import struct
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,13 @@ def storage_of(blob: bytes, limits: Limits = LIMITS) -> Tensor:
     return _new(blob, limits) if blob[:4] == b"PK\x03\x04" else _old(blob, limits)
 
 
-def tensor_of(value: Any, limits: Limits = LIMITS) -> Tensor:
+def tensor_of(value: Any, limits: Limits = LIMITS, charge: Callable[[int], None] = lambda size: None) -> Tensor:
     """A tensor from its record (a parameter's record is looked through); owns its memory, contiguous.
+
+    Args:
+        value: the record.
+        limits: bounds.
+        charge: called with the size of the storage before it is read (one storage may be named many times).
 
     Raises:
         InputError: for another record, or numbers that do not fit the storage.
@@ -146,7 +152,9 @@ def tensor_of(value: Any, limits: Limits = LIMITS) -> Tensor:
     holder, offset, size, stride = value.args[:4]
     if not is_call(holder, "_load_from_bytes") or len(holder.args) != 1:
         raise _refuse("no bytes of a storage")
-    flat = storage_of(bytes_of(holder.args[0]), limits)
+    blob = bytes_of(holder.args[0])
+    charge(len(blob))
+    flat = storage_of(blob, limits)
     size, stride = _numbers(size, "size"), _numbers(stride, "stride")
     (offset,) = _numbers((offset,), "offset")
     if len(size) != len(stride):
