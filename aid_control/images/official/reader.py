@@ -114,22 +114,39 @@ def _tensors(module: Any, limits: Limits, size: int) -> Iterator[tuple[str, Tens
         pending += [child for child in reversed(children) if child[1] is not None]
 
 
-def _simple(value: Any, depth: int = 0) -> Any:
-    """Plain settings; what is not plain becomes ``None``."""
-    if isinstance(value, (str, bool, int, type(None))):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if depth < 8:
+def _simple(value: Any) -> Any:
+    """Plain settings; what is not plain becomes ``None``.
+
+    A pickle can name one list ten times in another, and so on: what is unfolded is counted.
+
+    Raises:
+        InputError: for more than ``MAX_ENTRIES`` values.
+    """
+    left = MAX_ENTRIES
+
+    def unfold(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise InputError(f"settings hold more than {MAX_ENTRIES} values; expected a network file")
+        if isinstance(value, (str, bool, int, type(None))):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if depth > 8:
+            return None
         if isinstance(value, Record) and value.maker.name in ("OrderedDict", "EasyDict"):
             value = value.items
-        if isinstance(value, (list, tuple)) and len(value) <= 10_000:
-            return [_simple(v, depth + 1) for v in value]
-        if isinstance(value, dict) and len(value) <= 10_000:
-            return {str(k): _simple(v, depth + 1) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [unfold(v, depth + 1) for v in value]
+        if isinstance(value, dict):
+            return {str(k): unfold(v, depth + 1) for k, v in value.items()}
         if is_call(value, "_reconstruct", "scalar"):
-            return array_of(value).tolist()
-    return None
+            array = array_of(value)
+            return unfold(array.tolist(), depth) if array.size <= left else None
+        return None
+
+    return unfold(value, 0)
 
 
 def _encoder(value: Any) -> tuple[str, dict[str, Any]] | None:
