@@ -142,7 +142,7 @@ def _simple(value: Any) -> Any:
         if isinstance(value, dict):
             return {str(k): unfold(v, depth + 1) for k, v in value.items()}
         if is_call(value, "_reconstruct", "scalar"):
-            array = array_of(value)
+            array = array_of(value, Limits(tensor=2**20))  # no setting is larger
             return unfold(array.tolist(), depth) if array.size <= left else None
         return None
 
