@@ -16,6 +16,7 @@ from torch import Tensor
 from ...checkpoint import load_tensors, save_tensors
 from ...errors import InputError
 from ..official.reader import backbone_arguments, read_official
+from .edm2 import EDM2Precond
 from .exact import ExactBackbone
 from .gaussian import GaussianBackbone
 from .mixture import MixtureBackbone
@@ -25,7 +26,12 @@ __all__ = ["DEFAULT_BACKBONE", "asset", "fingerprint", "load_backbone", "save_ba
 
 DEFAULT_BACKBONE = "edm-faces64-mini"
 ALIASES = {"mixture": "mixture-faces64"}
-CLASSES: dict[str, type[Denoiser]] = {**PRECONDITIONERS, "Gaussian": GaussianBackbone, "Mixture": MixtureBackbone}
+CLASSES: dict[str, type[Denoiser]] = {
+    **PRECONDITIONERS,
+    "EDM2Precond": EDM2Precond,
+    "Gaussian": GaussianBackbone,
+    "Mixture": MixtureBackbone,
+}
 
 
 def asset(name: str) -> Path:
@@ -66,7 +72,7 @@ def load_backbone(
         name_or_path: a shipped name (``"edm-faces64-mini"``, ``"mixture-faces64"`` or short ``"mixture"``) or a
             ``.safetensors`` file whose metadata hold ``precond`` (a class name: one of :mod:`.precond`, or
             ``Gaussian``, ``Mixture``) and ``kwargs`` (JSON of the constructor's arguments); or an official ``.pkl``
-            of EDM, read without running it.
+            of EDM or EDM2, read without running it.
         device: where to put it.
 
     Returns:
