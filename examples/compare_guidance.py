@@ -42,7 +42,7 @@ SHOWN = 8
 
 
 def images_and_masks(cfg: dict[str, Any], mask: str) -> tuple[Tensor, Tensor]:
-    net = load_backbone(cfg["backbone"])
+    net = load_backbone(cfg["backbone"], path=cfg["path"])
     source = ImageSource(cfg["data"], net.img_resolution, net.img_channels)
     n = min(cfg["n"], len(source))
     masks = [make_mask(mask, net.img_resolution, cfg["seed"] + i) for i in range(n)]
@@ -62,7 +62,7 @@ def measure(name: str, guidance: str | None, mask: str, steps: int, cfg: dict[st
         folder: where results are kept.
     """
     torch.set_num_threads(1)
-    net = load_backbone(cfg["backbone"])
+    net = load_backbone(cfg["backbone"], path=cfg["path"])
     module = load_guidance(guidance) if guidance else None
     weights = [] if module is None else [v.double().sum().item() for v in module.state_dict().values()]
     key = [name, mask, cfg["solver"], steps, cfg["n"], cfg["seed"], net.fingerprint, Path(cfg["data"]).name, weights]
@@ -183,7 +183,7 @@ def main(config: Any) -> int:
     means = {" ".join(map(str, k)): {m: sum(r[m]) / len(r[m]) for m in METRICS} for k, r in results.items()}
     report = Report(settings=cfg, means=means)
     for steps in cfg["steps"]:
-        nfe = function_evaluations(steps, cfg["solver"], load_backbone(cfg["backbone"]))
+        nfe = function_evaluations(steps, cfg["solver"], load_backbone(cfg["backbone"], path=cfg["path"]))
         for flow, key in (("projected", "aid on projection"), ("plain", "aid on flow")):
             title = f"AID on the {flow} flow - projection, NFE {nfe}"
             compare(report, title, results[key, steps], results["projection", steps], flow == "projected")

@@ -133,7 +133,7 @@ def main(cfg: Any) -> None:
     for option in ("batch", "steps"):
         if cfg[option] < 1:
             raise InputError(f"{option} is {cfg[option]}; expected at least 1")
-    backbone = load_backbone(cfg.backbone, cfg.device)
+    backbone = load_backbone(cfg.backbone, cfg.device, cfg.path, cfg.sha256)
     chosen = cfg.guidance or shipped_guidance(backbone)
     guidance = load_guidance(chosen, cfg.device) if chosen else None
     if guidance is None:

@@ -48,7 +48,7 @@ def main(cfg: Any) -> None:
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)  # the initial weights; everything later is keyed by (seed, iteration)
     out = Path(cfg.out)
-    backbone = load_backbone(cfg.backbone, device=cfg.device)
+    backbone = load_backbone(cfg.backbone, cfg.device, cfg.path, cfg.sha256)
     source = ImageSource(cfg.data, backbone.img_resolution, backbone.img_channels)
     images = source.stack(range(min(len(source), cfg.limit or len(source))))
     data = InpaintingData(images, cfg.mask, cfg.seed, cfg.device)

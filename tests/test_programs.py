@@ -241,3 +241,28 @@ def test_the_verifying_programs_refuse_bad_input(tmp_path, script, options, word
     done = run(script, *options, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_latent_pipeline_from_images_to_metrics(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(24):  # smooth coloured blobs
+        small = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        small.resize((128, 128), Image.Resampling.BICUBIC).save(tmp_path / "images" / f"{i:02d}.png")
+    options = (
+        "data=images", "resolution=128", "out=o", "test=3", "codec_iterations=60", "rank=8", "minutes=0.1", "batch=4",
+        "steps=4",
+    )  # fmt: skip
+    done = run("inpaint_latent.py", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "o/metrics.json").read_text())
+    assert report["latents"] == [4, 16, 16] and set(report["methods"]) == {"flow", "projection", "AID"}
+    assert all(iterations > 0 for iterations in report["guidance"]["iterations"])
+    with Image.open(tmp_path / "o/grid.png") as grid:
+        assert grid.width > 300
+    # what was fitted is loaded again
+    files = [f"{name}=o/{name}.safetensors" for name in ("codec", "backbone")]
+    again = run("inpaint_latent.py", *options, *files, "out=p", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    refused = run("inpaint_latent.py", "data=images", "resolution=100", cwd=tmp_path)
+    assert refused.returncode == 2 and "multiple of 64" in refused.stderr

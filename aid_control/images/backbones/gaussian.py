@@ -86,6 +86,31 @@ class GaussianBackbone(MixtureBackbone):
         return net.assign(mean, factor, l[0].expand(d))
 
     @classmethod
+    def from_samples(cls, samples: Tensor, rank: int, seed: int = 0) -> GaussianBackbone:
+        """Probabilistic PCA (Tipping & Bishop 1999): the likeliest W W' + psi I, in closed form.
+
+        Args:
+            samples: (N, C, H, W), more than ``rank``: images or latents.
+            rank: r; psi is the mean variance of what the r leading directions leave.
+            seed: of the randomised decomposition.
+
+        Raises:
+            InputError: for too few samples.
+        """
+        n, d = len(samples), samples[0].numel()
+        if not 0 < rank < min(n, d):
+            raise InputError(f"rank is {rank} for {n} samples of {d} numbers; expected at least 1 and less than either")
+        mean = samples.double().mean(0)
+        centred = (samples.double() - mean).flatten(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _, s, v = torch.svd_lowrank(centred, q=rank, niter=4)
+        l = s.square() / n
+        psi = ((centred.square().sum() / n - l.sum()) / (d - rank)).clamp_min(1e-9 * l[0])
+        factor = (v * (l - psi).clamp_min(0).sqrt()).T
+        return cls(samples.shape[1:], rank).assign(mean, factor, psi.expand(d))
+
+    @classmethod
     def matching(cls, mixture: MixtureBackbone, side: int) -> GaussianBackbone:
         """The Gaussian with the mean and covariance of a mixture, at a lower resolution; its noise levelled.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...checkpoint import load_tensors, save_tensors
 from ...errors import InputError
 from ..official.reader import backbone_arguments, read_official
+from ..published import Published, check_hash, published
 from .edm2 import EDM2Precond
 from .exact import ExactBackbone
 from .gaussian import GaussianBackbone
@@ -64,7 +65,10 @@ def fingerprint(net: torch.nn.Module) -> str:
 
 
 def load_backbone(
-    name_or_path: str | os.PathLike[str] = DEFAULT_BACKBONE, device: torch.device | str = "cpu"
+    name_or_path: str | os.PathLike[str] = DEFAULT_BACKBONE,
+    device: torch.device | str = "cpu",
+    path: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
 ) -> Denoiser:
     """Load a frozen denoiser.
 
@@ -72,18 +76,26 @@ def load_backbone(
         name_or_path: a shipped name (``"edm-faces64-mini"``, ``"mixture-faces64"`` or short ``"mixture"``) or a
             ``.safetensors`` file whose metadata hold ``precond`` (a class name: one of :mod:`.precond`, or
             ``Gaussian``, ``Mixture``) and ``kwargs`` (JSON of the constructor's arguments); or an official ``.pkl``
-            of EDM or EDM2, read without running it.
+            of EDM or EDM2, read without running it; or, with ``path``, the name of a published network
+            (:mod:`..published`).
         device: where to put it.
+        path: file of the published network (``.pkl``, or converted).
+        sha256: what the file's hash should be.
 
     Returns:
         The denoiser in evaluation mode, without gradients to its weights; ``net.fingerprint`` identifies
         the weights.
 
     Raises:
-        InputError: if the file is missing, truncated, or not a backbone.
+        InputError: if the file is missing, truncated, not a backbone, or not the one that was named.
     """
-    names = f"{DEFAULT_BACKBONE}, {', '.join(ALIASES.values())}"
-    path = weights_file(ALIASES.get(str(name_or_path), name_or_path), "backbone", names)
+    known = _published(str(name_or_path), path)
+    if path is None:
+        names = f"{DEFAULT_BACKBONE}, {', '.join(ALIASES.values())}"
+        path = weights_file(ALIASES.get(str(name_or_path), name_or_path), "backbone", names)
+    path = Path(path)
+    if sha256 is not None:
+        check_hash(path, sha256)
     official = path.suffix == ".pkl"
     precond, kwargs, tensors = _read_official(path) if official else _read_own(path)
     try:
@@ -107,8 +119,40 @@ def load_backbone(
             net.check_weights()
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
+    if known is not None:
+        _check_published(path, known, precond, net)
     net.fingerprint = fingerprint(net)
     return net.eval().requires_grad_(False).to(device)
+
+
+def _published(name: str, path: str | os.PathLike[str] | None) -> Published | None:
+    """The published network of that name, if there is one; with ``path`` there must be."""
+    try:
+        known = published(name)
+    except InputError:
+        if path is None:
+            return None
+        raise
+    if path is None:
+        if Path(name).exists():  # a file that happens to be called so
+            return None
+        raise InputError(
+            f"{name}: not shipped; obtain {known.file} ({known.page}, {known.licence}) and pass path={known.file}"
+        )
+    return known
+
+
+def _check_published(path: Path, known: Published, precond: str, net: Denoiser) -> None:
+    """Refuse a file that holds another network than the name says."""
+    own = precond.removeprefix("EDM2")  # the original calls it Precond
+    count = sum(p.numel() for p in net.parameters())
+    wanted = (known.class_name, tuple(known.shape), known.label_dim, known.parameters or count)
+    found = (own, tuple(net.shape), net.label_dim, count)
+    if found != wanted:
+        raise InputError(
+            f"{path}: a {own} of images {found[1]}, {found[2]} classes, {found[3]:,} parameters; expected "
+            f"{known.name}: {wanted[0]}, {wanted[1]}, {wanted[2]} classes, {wanted[3]:,} parameters"
+        )
 
 
 def _single(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from .unpickler import LIMITS, Limits, Record, interpret
 __all__ = ["Official", "backbone_arguments", "read_official"]
 
 MAX_DEPTH = 32
-MAX_ENTRIES = 100_000  # of a state dict; the largest published network has fewer than 2,000
+MAX_ENTRIES = 100_000  # of a state dict, and settings; the largest published network has fewer than 2,000 entries
+MAX_NAME = 300  # characters of an entry's dotted name; the longest published one has fewer than 60
+MAX_TEXT = 1_000_000  # characters of all settings together
 EDM_CLASSES = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 
 
@@ -96,39 +98,49 @@ def _tensors(module: Any, limits: Limits, size: int) -> Iterator[tuple[str, Tens
 
     pending: list[tuple[str, Any, int]] = [("", module, 0)]
     count = 0
+
+    def named(prefix: str, entries: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+        """The entries under their dotted names.  Absent ones count too: a module can be named many times."""
+        nonlocal count
+        for name, entry in entries.items():
+            count += 1
+            if count > MAX_ENTRIES:
+                raise InputError(f"network has more than {MAX_ENTRIES} entries")
+            if not isinstance(name, str) or len(prefix) + len(name) > MAX_NAME:
+                raise InputError(f"network has an entry without a name, or one longer than {MAX_NAME}")
+            if entry is not None:
+                yield f"{prefix}{name}", entry
+
     while pending:
         prefix, value, depth = pending.pop()
-        count += 1
-        if depth > MAX_DEPTH or count > MAX_ENTRIES:
-            raise InputError(f"modules nest more than {MAX_DEPTH} deep or are more than {MAX_ENTRIES}")
+        if depth > MAX_DEPTH:
+            raise InputError(f"modules nest more than {MAX_DEPTH} deep")
         state = _state(value, prefix or "the network")
         hidden = state.get("_non_persistent_buffers_set") or set()
         if not isinstance(hidden, set):
             raise InputError(f"{prefix or 'the network'}: expected a set of hidden buffers")
         for kind in ("_parameters", "_buffers"):
-            for name, tensor in _entries(state.get(kind)).items():
-                if tensor is not None and not (kind == "_buffers" and name in hidden):
-                    count += 1
-                    yield f"{prefix}{name}", tensor_of(tensor, limits, charge)
-        children = [(f"{prefix}{name}.", child, depth + 1) for name, child in _entries(state.get("_modules")).items()]
-        pending += [child for child in reversed(children) if child[1] is not None]
+            for name, tensor in named(prefix, _entries(state.get(kind))):
+                if not (kind == "_buffers" and name[len(prefix) :] in hidden):
+                    yield name, tensor_of(tensor, limits, charge)
+        children = [(f"{name}.", child, depth + 1) for name, child in named(prefix, _entries(state.get("_modules")))]
+        pending += reversed(children)
 
 
-def _simple(value: Any) -> Any:
-    """Plain settings; what is not plain becomes ``None``.
+def _simplifier() -> Callable[[Any], Any]:
+    """A function that gives plain settings; what is not plain becomes ``None``.
 
-    A pickle can name one list ten times in another, and so on: what is unfolded is counted.
-
-    Raises:
-        InputError: for more than ``MAX_ENTRIES`` values.
+    A pickle can name one list, or one long text, ten times in another, and so on: what is unfolded is counted, over
+    all calls.  The function raises ``InputError`` for more than ``MAX_ENTRIES`` values or ``MAX_TEXT`` characters.
     """
-    left = MAX_ENTRIES
+    left, text = MAX_ENTRIES, MAX_TEXT
 
-    def unfold(value: Any, depth: int) -> Any:
-        nonlocal left
+    def unfold(value: Any, depth: int = 0) -> Any:
+        nonlocal left, text
         left -= 1
-        if left < 0:
-            raise InputError(f"settings hold more than {MAX_ENTRIES} values; expected a network file")
+        text -= len(value) if isinstance(value, str) else 0
+        if left < 0 or text < 0:
+            raise InputError(f"settings hold more than {MAX_ENTRIES} values or {MAX_TEXT} characters")
         if isinstance(value, (str, bool, int, type(None))):
             return value
         if isinstance(value, float):
@@ -140,21 +152,20 @@ def _simple(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [unfold(v, depth + 1) for v in value]
         if isinstance(value, dict):
-            return {str(k): unfold(v, depth + 1) for k, v in value.items()}
+            return {str(unfold(k, depth + 1)): unfold(v, depth + 1) for k, v in value.items()}
         if is_call(value, "_reconstruct", "scalar"):
             array = array_of(value, Limits(tensor=2**20))  # no setting is larger
             return unfold(array.tolist(), depth) if array.size <= left else None
         return None
 
-    return unfold(value, 0)
+    return unfold
 
 
-def _encoder(value: Any) -> tuple[str, dict[str, Any]] | None:
+def _encoder(value: Any, simple: Callable[[Any], Any]) -> tuple[str, dict[str, Any]] | None:
     if value is None:
         return None
     name, state = _persistent(value, "the encoder")
-    kept = {k: v for k, v in state.items() if isinstance(k, str) and k != "_vae"}
-    return name, {k: _simple(v) for k, v in kept.items()}
+    return name, simple({k: v for k, v in state.items() if k != "_vae"})
 
 
 def read_official(path: str | os.PathLike[str], key: str = "ema", limits: Limits = LIMITS) -> Official:
@@ -174,11 +185,15 @@ def read_official(path: str | os.PathLike[str], key: str = "ema", limits: Limits
     file, expected = Path(path), "a network file of EDM or EDM2"
     try:
         size = file.stat().st_size
+        if not file.is_file():  # a device or a pipe has no end
+            raise InputError(f"{file}: is no file; expected {expected}")
         if size > limits.file:
             raise InputError(f"{file}: {size} bytes; expected at most {limits.file}")
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); expected {expected}") from error
+    except MemoryError as error:
+        raise InputError(f"{file}: is larger than the memory") from error
     try:
         return _read(data, key, limits)
     except InputError as error:
@@ -197,10 +212,11 @@ def _read(data: bytes, key: str, limits: Limits) -> Official:
     arguments = _entries(state.get("_init_kwargs"))
     if state.get("_init_args"):
         raise InputError("network was made with positional arguments; expected named ones")
-    kwargs = _simple(arguments)
+    simple = _simplifier()
+    kwargs = simple(arguments)
     tensors = dict(_tensors(content[key], limits, len(data)))
-    others = {k: _simple(v) for k, v in content.items() if isinstance(k, str) and k not in (key, "encoder")}
-    return Official(class_name, kwargs, tensors, _encoder(content.get("encoder")), others)
+    others = simple({k: v for k, v in content.items() if k not in (key, "encoder")})
+    return Official(class_name, kwargs, tensors, _encoder(content.get("encoder"), simple), others)
 
 
 def backbone_arguments(official: Official) -> tuple[str, dict[str, Any]]:
@@ -215,4 +231,3 @@ def backbone_arguments(official: Official) -> tuple[str, dict[str, Any]]:
         return "EDM2Precond", dict(official.kwargs)
     known = ", ".join((*EDM_CLASSES, "Precond"))
     raise InputError(f"network is a {official.class_name[:80]}; expected one of {known}")
-

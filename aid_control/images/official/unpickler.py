@@ -5,9 +5,9 @@ A pickle is a program for a stack machine.  The real machine imports what ``GLOB
 exact allow-list, and where the real one would call, it writes down a :class:`Record`: what would be called, with what,
 and the state and items that follow.  What the records mean is decided afterwards (:mod:`.storages`, :mod:`.reader`).
 
-Everything is a loop over the input: nothing recurses, keys of dictionaries and members of sets are plain scalars
-(hashing never descends), and there is no opcode that copies.  So memory is bounded by the input and the number of
-opcodes: at most about 250 bytes an opcode, at most ``LIMITS.opcodes`` of them, plus twice the file.
+Everything is a loop over the input: nothing recurses, keys of dictionaries and members of sets are strings (hashing
+never descends, and cannot be made to collide), and there is no opcode that copies.  So memory is bounded by the input
+and the number of opcodes: at most about 250 bytes an opcode, at most ``LIMITS.opcodes`` of them, plus twice the file.
 """
 
 from __future__ import annotations
@@ -99,9 +99,6 @@ class _Mark:
     """The mark on the stack."""
 
 
-_SCALARS = (str, bytes, int, float, bool, type(None))
-
-
 class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -162,8 +159,9 @@ class _Machine:
 
 
 def _plain(key: Any) -> Any:
-    if not isinstance(key, _SCALARS):
-        raise ValueError(f"{type(key).__name__} as a key; expected a plain value")
+    # Strings are hashed with a secret of the process; numbers can be chosen such that all their hashes are equal.
+    if not isinstance(key, str):
+        raise ValueError(f"{type(key).__name__} as a key; expected a string")
     return key
 
 

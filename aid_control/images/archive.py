@@ -1,0 +1,216 @@
+"""Data sets in EDM's layout: a zip archive of stored members and their labels.
+
+::
+
+    00000/img00000000.png        a thousand members a folder, numbered from 0
+    00000/img00000001.png
+    dataset.json                 {"labels": [["00000/img00000000.png", 3], ...]}   or   {"labels": null}
+
+A label is an integer (a class) or a list of numbers (a vector); all are of one kind.  Members carry one fixed date, so
+that the same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .data import EXTENSIONS
+
+__all__ = ["DatasetWriter", "Label", "label_table", "open_zip", "read_labels", "read_member"]
+
+Label = int | list[float]
+LABELS = "dataset.json"
+MAX_MEMBER = 1 << 28  # bytes; more is no image, latent or label file of ours
+MAX_NUMBER = 3e38
+READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError, KeyError)
+
+
+class DatasetWriter:
+    """Writes an archive; use as ``with``: the file is there whole at the end, or not at all after an error.
+
+    Args:
+        path: target, ending in ``.zip``.
+        pattern: name of member i, as a format string, e.g. ``"img{:08d}.png"``.
+
+    Raises:
+        InputError: for another ending, an existing file, or a folder that cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], pattern: str) -> None:
+        self.path, self.pattern, self.names = Path(path), pattern, list[str]()
+        if self.path.suffix.lower() != ".zip":
+            raise InputError(f"{path}: expected a name ending in .zip")
+        if self.path.exists():
+            raise InputError(f"{path}: exists already; expected a new file")
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._labels: list[tuple[str, Label | None]] = []
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by __exit__
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); expected a writable folder") from error
+        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def add(self, data: bytes, label: Label | None = None) -> str:
+        """Append a member; returns its name."""
+        index = len(self._labels)
+        name = f"{index // 1000:05d}/{self.pattern.format(index)}"
+        self._zip.writestr(zipfile.ZipInfo(name), data)
+        self._labels.append((name, label))
+        self.names.append(name)
+        return name
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                if not self._labels:
+                    raise InputError(f"{self.path}: nothing was added; expected at least one member")
+                labelled = [label for _, label in self._labels if label is not None]
+                if labelled and len(labelled) < len(self._labels):
+                    count = f"{len(labelled)} of {len(self._labels)} members"
+                    raise InputError(f"{self.path}: {count} have a label; expected all or none")
+                table = {"labels": self._labels if labelled else None}
+                self._zip.writestr(zipfile.ZipInfo(LABELS), json.dumps(table))
+            self._zip.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if kind is None:
+                os.replace(self._temporary, self.path)
+        finally:
+            # closed even where writing failed, or its finaliser would try again later; a full disk fails twice
+            with suppress(OSError, ValueError):
+                self._zip.close()
+            with suppress(OSError):
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def open_zip(path: str | os.PathLike[str]) -> zipfile.ZipFile:
+    """An archive for reading.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; expected a zip archive")
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path}: not a whole zip archive ({error})") from error
+
+
+def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_MEMBER) -> bytes:
+    """The bytes of a member.
+
+    Raises:
+        InputError: if it is missing, damaged, or claims more than ``limit`` bytes.
+    """
+    label = f"{archive.filename}:{name}"
+    try:
+        # an archive can claim anything: look before unpacking
+        size = archive.getinfo(name).file_size
+        if size > limit:
+            raise InputError(f"{label}: {size} bytes; expected at most {limit}")
+        return archive.read(name)
+    except READ_ERRORS as error:
+        raise InputError(f"{label}: cannot be read ({error})") from error
+
+
+def label_table(path: str | os.PathLike[str]) -> dict[str, Label] | None:
+    """Labels by name as they stand in ``dataset.json``; ``None`` where there are none.
+
+    Args:
+        path: archive or folder.
+
+    Raises:
+        InputError: if ``dataset.json`` is damaged, or its labels are of different kinds.
+    """
+    if Path(path).is_dir():
+        file = Path(path) / LABELS
+        if not file.is_file():
+            return None
+        data = file.read_bytes()
+    else:
+        with open_zip(path) as archive:
+            if LABELS not in archive.namelist():
+                return None
+            data = read_member(archive, LABELS)
+    where = f"{path}:{LABELS}"
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error})") from error
+    rows = content.get("labels") if isinstance(content, dict) else content
+    if rows is None:
+        return None
+    table: dict[str, Label] = {}
+    kinds: set[int | None] = set()
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and _is_label(row[1])):
+            raise InputError(f"{where}: holds {str(row)[:60]!r}; expected rows [name, class or vector]")
+        table[row[0].replace("\\", "/")] = row[1]
+        kinds.add(len(row[1]) if isinstance(row[1], list) else None)
+    if len(kinds) > 1:
+        raise InputError(f"{where}: labels of different kinds; expected all classes, or all vectors of one length")
+    return table
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, list):
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        # written so that NaN fails; float32 must hold them
+        return bool(value) and numbers and all(abs(v) < MAX_NUMBER for v in value)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def read_labels(path: str | os.PathLike[str], names: Sequence[str] | None = None) -> Tensor | None:
+    """The labels of a data set in the order of its members.
+
+    Args:
+        path: archive or folder.
+        names: members wanted; default all images, or all arrays, sorted by name: the order in which
+            :class:`.data.ImageSource` and :class:`.latents.dataset.LatentSource` count.
+
+    Returns:
+        (N,) int64 classes, (N, n) float32 vectors, or ``None`` for a data set without labels.
+
+    Raises:
+        InputError: if the labels are damaged, or one is missing.
+    """
+    table = label_table(path)
+    if table is None:
+        return None
+    wanted = _members(path) if names is None else names
+    for name in wanted:
+        if name not in table:
+            raise InputError(f"{path}:{LABELS}: no label for {name}; expected one for every member")
+    if not wanted:
+        raise InputError(f"{path}: holds labels but no data")
+    values = [table[name] for name in wanted]
+    return torch.tensor(values, dtype=torch.float32 if isinstance(values[0], list) else torch.int64)
+
+
+def _members(path: str | os.PathLike[str]) -> list[str]:
+    found: Iterable[str]
+    if Path(path).is_dir():
+        found = (p.relative_to(path).as_posix() for p in Path(path).rglob("*") if p.is_file())
+    else:
+        with open_zip(path) as archive:
+            found = archive.namelist()
+    return sorted(n for n in found if PurePosixPath(n).suffix.lower() in (*EXTENSIONS, ".npy"))

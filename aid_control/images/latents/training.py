@@ -1,0 +1,52 @@
+r"""Batches for training guidance in latent space: the trainer, the networks and both phases are those of pixels.
+
+The clean "image" is a latent z ~ q(z | x), drawn anew from its picture's moments at every visit; the mask is a pixel
+mask seen through the codec's cells (:mod:`.masks`).  In use the known cells come from the encoder's view of a picture
+with a filled hole; far from the hole the two agree.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...noise import generator
+from ..data import batch_indices
+from ..masks import make_mask
+from ..training import InpaintingData
+from .codec import Codec
+from .masks import latent_mask
+
+__all__ = ["LatentInpaintingData"]
+
+
+class LatentInpaintingData(InpaintingData):
+    """Training batches of latents, a pure function of (seed, iteration).
+
+    Args:
+        moments: (N, 2C, h, w), see :class:`.dataset.LatentSource`.
+        codec: gives the scale and the size of a cell.
+        mask_kind: of the pixel masks.
+        seed: of everything random.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        moments: Tensor,
+        codec: Codec,
+        mask_kind: str = "mixed",
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(moments, mask_kind, seed, device)
+        self.codec = codec
+
+    def clean_and_mask(self, batch: int, iteration: int) -> tuple[Tensor, Tensor]:
+        """Latents and their masks of one iteration; no mirror images: a mirrored latent is none."""
+        gen = generator(self.seed, 0x3A5C, iteration)
+        seeds = torch.randint(2**31, (batch,), generator=gen).tolist()
+        z = self.codec.draw(self.images[batch_indices(len(self.images), batch, iteration, self.seed)], seeds)
+        side = z.shape[-1] * self.codec.factor
+        mask = torch.stack([make_mask(self.mask_kind, side, s) for s in seeds])
+        return z.to(self.device), latent_mask(mask, self.codec.factor).to(self.device)
