@@ -70,6 +70,11 @@ class Published:
     licence: str = LICENCE
 
     @property
+    def url(self) -> str:
+        """Where the publisher keeps the file."""
+        return f"https://nvlabs-fi-cdn.nvidia.com/{self.folder}/{self.file}"
+
+    @property
     def file(self) -> str:
         """Its file name."""
         return f"{self.name}.pkl"
@@ -112,7 +117,28 @@ WEIGHTS = {
     "xxs": 31_309_029, "xs": 124_713_253, "s": 280_212_837, "m": 497_807_781,
     "l": 777_498_085, "xl": 1_119_283_749, "xxl": 1_523_164_773,
 }  # fmt: skip
-EDM2 = ("edm2-img512-xs-2147483-0.135", "edm2-img512-s-2147483-0.130", "edm2-img512-xs-uncond-2147483-0.045")
+# Reconstructions named by the presets of EDM2's generate_images.py: network -> thousands of images -> widths
+EDM2_FILES: dict[str, dict[str, str]] = {
+    "img512-xs": {"2147483": ".045 .135 .150 .200", "0134217": ".125 .165"},
+    "img512-xs-uncond": {"2147483": ".015 .020 .025 .030 .035 .045 .085 .150", "0134217": ".110 .125"},
+    "img512-s": {"2147483": ".025 .070 .085 .120 .130 .190"},
+    "img512-s-uncond": {"2147483": ".070 .090"},
+    "img512-m": {"2147483": ".015 .030 .100 .155", "0268435": ".155 .205"},
+    "img512-l": {"1879048": ".015 .035 .085 .155"},
+    "img512-xl": {"1342177": ".020 .030 .085 .155"},
+    "img512-xxl": {"0939524": ".015 .070 .075 .130 .150"},
+    "img64-xs": {"0134217": ".110 .175"},
+    "img64-s": {"1073741": ".045 .075 .105"},
+    "img64-m": {"2147483": ".060"},
+    "img64-l": {"1073741": ".040"},
+    "img64-xl": {"0671088": ".040"},
+}
+EDM2 = [
+    f"edm2-{network}-{seen}-0{width}"
+    for network, files in EDM2_FILES.items()
+    for seen, widths in files.items()
+    for width in widths.split()
+]
 EDM2_NAME = re.compile(r"edm2-(img512|img64)-(xxs|xs|s|m|l|xl|xxl)(-uncond)?-([0-9]{1,9})-(0\.[0-9]{3})")
 LARGEST_WIDTH = 0.289  # of an average; wider ones cannot be made
 
@@ -148,7 +174,7 @@ def _edm2(name: str) -> Published | None:
         model_channels=width, use_fp16=True, img_resolution=64, img_channels=channels, label_dim=labels
     )  # fmt: skip
     return Published(
-        name, "edm2", PAGES["edm2"], "posthoc-reconstructions", "Precond", kwargs,
+        name, "edm2", PAGES["edm2"], "edm2/posthoc-reconstructions", "Precond", kwargs,
         512 if latent else 64, (channels, 64, 64), labels,
         codec="stability" if latent else None, parameters=parameters, steps=32,
     )  # fmt: skip

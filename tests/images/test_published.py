@@ -23,7 +23,7 @@ ENTRIES = {"edm-ffhq-64x64-uncond-vp": 553, "edm-ffhq-64x64-uncond-ve": 563}
 
 
 def test_names_are_distinct_and_known():
-    assert len(names()) == len(set(names())) == 15 and len(EDM) == 9
+    assert len(names()) == len(set(names())) == 9 + 3 + 51 and len(EDM) == 9
     for name in names():
         one = published(name)
         assert one == published(one.file) and one.name == name and one.file == name + ".pkl"
@@ -126,7 +126,7 @@ def test_check_hash(tmp_path):
 
 
 def test_a_published_name_needs_a_file_of_that_network(tmp_path, shared):
-    with pytest.raises(InputError, match="not shipped; obtain edm-ffhq-64x64-uncond-vp.pkl"):
+    with pytest.raises(InputError, match="not shipped; obtain https://.*/edm/pretrained/edm-ffhq-64x64-uncond-vp.pkl"):
         load_backbone("edm-ffhq-64x64-uncond-vp")
     with pytest.raises(InputError, match="no published network"):
         load_backbone("edm-faces-unheard-of", path=tmp_path / "x.pkl")

@@ -137,7 +137,7 @@ def _published(name: str, path: str | os.PathLike[str] | None) -> Published | No
         if Path(name).exists():  # a file that happens to be called so
             return None
         raise InputError(
-            f"{name}: not shipped; obtain {known.file} ({known.page}, {known.licence}) and pass path={known.file}"
+            f"{name}: not shipped; obtain {known.url} ({known.page}, {known.licence}) and pass path={known.file}"
         )
     return known
 
