@@ -3,7 +3,7 @@
 ``python benchmarks/networks.py [pairs] [threads]``.  The plain form resamples by zero insertion or at full resolution
 and keeps every second pixel, and writes attention as two products and a softmax; weights and results are the same.
 For a narrow VP and VE network (32 channels, 64x64, batch 4): median ratio plain / ours of a forward pass and of a
-training step, and of channels-last over the usual layout.
+training step, and of channels-last (which ``load_backbone`` chooses) over the usual layout.
 """
 
 from __future__ import annotations
