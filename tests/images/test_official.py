@@ -259,3 +259,11 @@ def test_reader_can_execute_nothing():
                 called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
                 banned = {"exec", "eval", "compile", "getattr", "setattr", "load", "loads", "import_module"}
                 assert called not in banned | {"__import__"}, f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), torch.zeros(2)])
+def test_arguments_that_are_no_plain_values_are_refused(tmp_path, official_file, value):
+    net = torch.nn.Linear(2, 2)
+    (tmp_path / "net.pkl").write_bytes(official_file(net, {"sigma_max": value}, class_name="EDMPrecond"))
+    with pytest.raises(InputError, match="argument sigma_max of the network is no plain value"):
+        read_official(tmp_path / "net.pkl")

@@ -214,6 +214,9 @@ def _read(data: bytes, key: str, limits: Limits) -> Official:
         raise InputError("network was made with positional arguments; expected named ones")
     simple = _simplifier()
     kwargs = simple(arguments)
+    lost = [str(k)[:40] for k, v in arguments.items() if v is not None and kwargs[str(k)] is None]
+    if lost:  # a network without them would be another one
+        raise InputError(f"argument {', '.join(lost)} of the network is no plain value; expected numbers and names")
     tensors = dict(_tensors(content[key], limits, len(data)))
     others = simple({k: v for k, v in content.items() if k not in (key, "encoder")})
     return Official(class_name, kwargs, tensors, _encoder(content.get("encoder"), simple), others)
