@@ -13,7 +13,13 @@ from typing import Any
 
 from .errors import InputError
 
-__all__ = ["program"]
+__all__ = ["program", "refuse"]
+
+
+def refuse(error: Exception) -> int:
+    """Print one sentence to the standard error; returns the exit code of unusable input."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return 2
 
 
 def program(config: str, main: Callable[[Any], int | None]) -> None:
@@ -31,10 +37,6 @@ def program(config: str, main: Callable[[Any], int | None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     script = Path(sys.argv[0]).resolve().parent
     codes: list[int] = []
-
-    def refuse(error: Exception) -> int:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
 
     def run(cfg: Any) -> None:
         # caught here, because Hydra announces every exception that passes through it

@@ -25,12 +25,14 @@ from tqdm import tqdm
 from aid_control.checkpoint import atomic_write, load_tensors, save_tensors
 from aid_control.errors import InputError
 from aid_control.images import inpaint, load_backbone, load_guidance
-from aid_control.images.data import ImageSource, to_float, to_uint8
+from aid_control.images.backbones.precond import Denoiser
+from aid_control.images.data import ImageSource, to_float
 from aid_control.images.inpaint import function_evaluations
 from aid_control.images.masks import MASK_KINDS, make_mask
 from aid_control.images.methods.projection import projection
 from aid_control.images.metrics import bootstrap, psnr, ssim
 from aid_control.images.perceptual import Lpips
+from aid_control.images.pictures import picture_rows
 from aid_control.program import program
 from aid_control.report import Report
 
@@ -41,10 +43,9 @@ METRICS = {"psnr": "hole PSNR, dB", "ssim": "hole SSIM", "lpips": "hole LPIPS"}
 SHOWN = 8
 
 
-def images_and_masks(cfg: dict[str, Any], mask: str) -> tuple[Tensor, Tensor]:
-    net = load_backbone(cfg["backbone"], path=cfg["path"])
+def images_and_masks(cfg: dict[str, Any], net: Denoiser, mask: str, most: int) -> tuple[Tensor, Tensor]:
     source = ImageSource(cfg["data"], net.img_resolution, net.img_channels)
-    n = min(cfg["n"], len(source))
+    n = min(cfg["n"], most, len(source))
     masks = [make_mask(mask, net.img_resolution, cfg["seed"] + i) for i in range(n)]
     return to_float(source.stack(range(n))), torch.stack(masks)
 
@@ -70,7 +71,7 @@ def measure(name: str, guidance: str | None, mask: str, steps: int, cfg: dict[st
     file = Path(folder) / f"{name}-{mask}-{steps}-{digest}.json"
     if file.is_file():
         return json.loads(file.read_text())
-    x, masks = images_and_masks(cfg, mask)
+    x, masks = images_and_masks(cfg, net, mask, cfg["n"])
     distance = Lpips(cfg["lpips"])
     rows: dict[str, list[float]] = {metric: [] for metric in METRICS}
     shown = []
@@ -128,23 +129,6 @@ def draw_curve(out: Path, cfg: dict[str, Any], results: dict[tuple[Any, ...], di
     plt.close(fig)
 
 
-def draw_pictures(out: Path, cfg: dict[str, Any], columns: dict[str, dict[str, Any]], mask: str) -> None:
-    x, masks = images_and_masks({**cfg, "n": min(SHOWN, cfg["n"])}, mask)
-    rows = {"original": x, "masked": x * masks}
-    for title, result in columns.items():
-        rows[title] = load_tensors(out / result["pictures"])[0]["shown"]
-    n = len(x)
-    fig, axes = plt.subplots(len(rows), n, figsize=(1.3 * n + 1.2, 1.3 * len(rows)), squeeze=False)
-    for i, (title, images) in enumerate(rows.items()):
-        for j in range(n):
-            axes[i, j].imshow(to_uint8(images[j]).permute(1, 2, 0).numpy())
-            axes[i, j].set(xticks=[], yticks=[])
-        axes[i, 0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
-    fig.tight_layout(pad=0.4)
-    fig.savefig(out / "pictures.png", dpi=110)
-    plt.close(fig)
-
-
 def main(config: Any) -> int:
     cfg: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for mask in (cfg["mask"], *cfg["masks"]):
@@ -155,7 +139,8 @@ def main(config: Any) -> int:
     if cfg["solver"] not in ("euler", "heun"):
         raise InputError(f"solver is {cfg['solver']!r}; expected euler or heun")
     Lpips(cfg["lpips"])
-    images_and_masks({**cfg, "n": 1}, cfg["mask"])
+    net = load_backbone(cfg["backbone"], path=cfg["path"])
+    x, masks = images_and_masks(cfg, net, cfg["mask"], SHOWN)
     for file in (cfg["guidance"], cfg["flow_guidance"], *cfg["betas"].values()):
         load_guidance(file)
     out = Path(cfg["out"])
@@ -183,7 +168,7 @@ def main(config: Any) -> int:
     means = {" ".join(map(str, k)): {m: sum(r[m]) / len(r[m]) for m in METRICS} for k, r in results.items()}
     report = Report(settings=cfg, means=means)
     for steps in cfg["steps"]:
-        nfe = function_evaluations(steps, cfg["solver"], load_backbone(cfg["backbone"], path=cfg["path"]))
+        nfe = function_evaluations(steps, cfg["solver"], net)
         for flow, key in (("projected", "aid on projection"), ("plain", "aid on flow")):
             title = f"AID on the {flow} flow - projection, NFE {nfe}"
             compare(report, title, results[key, steps], results["projection", steps], flow == "projected")
@@ -192,9 +177,10 @@ def main(config: Any) -> int:
             ours, theirs = results["aid", beta, mask], results["flow", "flow", mask]
             compare(report, f"{mask}, beta {beta}: AID - pretrained flow", ours, theirs, False)
     draw_curve(out, cfg, results)
-    last = cfg["steps"][-1]
-    names = ("projection", "aid on projection", "aid on flow")
-    draw_pictures(out, cfg, {name: results[name, last] for name in names}, cfg["mask"])
+    rows = {"original": x, "masked": x * masks}
+    for name in ("projection", "aid on projection", "aid on flow"):
+        rows[name] = load_tensors(out / results[name, cfg["steps"][-1]]["pictures"])[0]["shown"]
+    atomic_write(out / "pictures.png", picture_rows(rows, SHOWN))
     return report.finish(out)
 
 

@@ -29,7 +29,7 @@ from aid_control.images import inpaint, load_backbone, load_guidance
 from aid_control.images.backbones.mixture import MixtureBackbone
 from aid_control.images.backbones.registry import asset
 from aid_control.images.data import ImageSource, to_float, to_uint8, write_png
-from aid_control.images.guidance import shipped_guidance
+from aid_control.images.guidance import DEFAULT_GUIDANCE, shipped_guidance
 from aid_control.images.inpaint import check_images, function_evaluations
 from aid_control.images.masks import MASK_KINDS, make_mask, read_mask
 from aid_control.images.methods.projection import projection
@@ -134,8 +134,8 @@ def main(cfg: Any) -> None:
         if cfg[option] < 1:
             raise InputError(f"{option} is {cfg[option]}; expected at least 1")
     backbone = load_backbone(cfg.backbone, cfg.device, cfg.path, cfg.sha256)
-    chosen = cfg.guidance or shipped_guidance(backbone)
-    guidance = load_guidance(chosen, cfg.device) if chosen else None
+    guidance = load_guidance(cfg.guidance, cfg.device) if cfg.guidance else shipped_guidance(backbone, cfg.device)
+    chosen = cfg.guidance or (guidance and DEFAULT_GUIDANCE)
     if guidance is None:
         print("no guidance is shipped for this backbone: AID is left out")
     x, masks, names = read_inputs(cfg, backbone.shape[-1], backbone.shape[0])

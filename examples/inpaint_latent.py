@@ -7,13 +7,11 @@ here is small: a check of the pipeline, not a generator.  See ``conf/inpaint_lat
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -25,22 +23,20 @@ from aid_control.images.backbones.gaussian import GaussianBackbone
 from aid_control.images.backbones.precond import Denoiser
 from aid_control.images.backbones.registry import fingerprint, save_exact
 from aid_control.images.clock import within
-from aid_control.images.data import ImageSource, to_float, to_uint8
+from aid_control.images.data import ImageSource, to_float
 from aid_control.images.guidance import Guidance, PyramidCritic, save_guidance
 from aid_control.images.latents import Codec, StabilityCodec, inpaint_latent, load_codec
 from aid_control.images.latents.tiny import fit_codec, save_codec
 from aid_control.images.latents.training import LatentInpaintingData
 from aid_control.images.masks import MASK_KINDS, make_mask
 from aid_control.images.metrics import psnr, ssim, summary
+from aid_control.images.pictures import picture_rows
 from aid_control.images.problem import GuidanceProblem, Observation
 from aid_control.images.training import band_variances
 from aid_control.noise import generator
 from aid_control.program import program
 from aid_control.schedules import linear
 from aid_control.trainer import ActorCritic
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 - after the backend is chosen
 
 CROP = 64
 BANDS = 4
@@ -108,21 +104,6 @@ def get_guidance(cfg: Any, net: Denoiser, data: LatentInpaintingData, latents: T
     return guidance.eval().requires_grad_(False)
 
 
-def picture(rows: dict[str, Tensor], count: int = 6) -> bytes:
-    count = min(count, len(next(iter(rows.values()))))
-    fig, axes = plt.subplots(len(rows), count, figsize=(1.8 * count + 1, 1.8 * len(rows)), squeeze=False)
-    for i, (title, images) in enumerate(rows.items()):
-        for j in range(count):
-            axes[i, j].imshow(to_uint8(images[j]).permute(1, 2, 0).numpy())
-            axes[i, j].set(xticks=[], yticks=[])
-        axes[i, 0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
-    fig.tight_layout(pad=0.4)
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=110)
-    plt.close(fig)
-    return buffer.getvalue()
-
-
 def main(cfg: Any) -> None:
     torch.set_num_threads(cfg.threads)
     if cfg.mask not in MASK_KINDS:
@@ -166,7 +147,7 @@ def main(cfg: Any) -> None:
             "ssim_hole": summary(ssim(result, x, 1 - mask)),
             "seconds_per_image": (time.perf_counter() - start) / len(x),
         }
-    atomic_write(out / "grid.png", picture(rows))
+    atomic_write(out / "grid.png", picture_rows(rows, 6, 1.8))
     report = {"methods": table, "images": len(x), "latents": list(net.shape), "mask": cfg.mask, "seed": cfg.seed,
               "guidance": guidance.facts, "codec_psnr": summary(psnr(rows["codec alone"], x))}  # fmt: skip
     atomic_write(out / "metrics.json", json.dumps(report, indent=1).encode())

@@ -30,8 +30,8 @@ from aid_control.errors import InputError
 from aid_control.images import load_backbone, load_guidance
 from aid_control.images.backbones.gaussian import GaussianBackbone
 from aid_control.images.backbones.mixture import MixtureBackbone
-from aid_control.images.data import to_uint8
 from aid_control.images.guidance import PyramidCritic
+from aid_control.images.pictures import picture_rows
 from aid_control.images.problem import GuidanceProblem, levels_of
 from aid_control.images.study import TRAINERS, Examination, Recipe, Study, faces, fit_guess, signals, train
 from aid_control.program import program
@@ -282,16 +282,11 @@ def draw_pictures(out: Path, cfg: dict[str, Any], study: str) -> None:
             seen = (y != 0).nonzero().flatten()
             ax.plot(seen, y[seen], "k.", label="known")
         axes[0, 0].legend(fontsize=6)
+        fig.tight_layout(pad=0.4)
+        fig.savefig(out / f"pictures-{study}.png", dpi=110)
+        plt.close(fig)
     else:
-        fig, axes = plt.subplots(len(order), SHOWN, figsize=(1.3 * SHOWN + 1, 1.3 * len(order)))
-        for i, name in enumerate(order):
-            for j in range(SHOWN):
-                axes[i, j].imshow(to_uint8(rows[name][j]).permute(1, 2, 0).numpy())
-                axes[i, j].set(xticks=[], yticks=[])
-            axes[i, 0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
-    fig.tight_layout(pad=0.4)
-    fig.savefig(out / f"pictures-{study}.png", dpi=110)
-    plt.close(fig)
+        atomic_write(out / f"pictures-{study}.png", picture_rows({name: rows[name] for name in order}, SHOWN))
 
 
 def main(cfg: Any) -> int:

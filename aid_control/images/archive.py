@@ -26,11 +26,20 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .data import EXTENSIONS
 
-__all__ = ["DatasetWriter", "Label", "label_table", "open_zip", "read_labels", "read_member"]
+__all__ = [
+    "EXTENSIONS",
+    "READ_ERRORS",
+    "DatasetWriter",
+    "Label",
+    "label_table",
+    "open_zip",
+    "read_labels",
+    "read_member",
+]
 
 Label = int | list[float]
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 LABELS = "dataset.json"
 MAX_MEMBER = 1 << 28  # bytes; more is no image, latent or label file of ours
 MAX_NUMBER = 3e38

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from ..checkpoint import save_tensors
 from ..errors import InputError
+from ..program import refuse
 from .official.reader import backbone_arguments, read_official
 
 __all__ = ["convert", "main"]
@@ -85,8 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(convert(options.source, options.target, options.key))
     except InputError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refuse(error)
     return 0
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,10 +18,10 @@ from torch import Tensor
 from ..checkpoint import atomic_write
 from ..errors import InputError
 from ..noise import generator
+from .archive import EXTENSIONS, READ_ERRORS, open_zip
 
 __all__ = ["ImageSource", "batch_indices", "read_image", "to_float", "to_uint8", "write_png"]
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 MAX_PIXELS = 1 << 26
 
 
@@ -93,10 +91,7 @@ class ImageSource:
             self.names = [str(p.relative_to(self.path)) for p in found]
             self._read = lambda name: (self.path / name).read_bytes()
         elif self.path.suffix.lower() == ".zip" and self.path.is_file():
-            try:
-                archive = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as error:
-                raise InputError(f"{path}: not a whole zip archive ({error})") from error
+            archive = open_zip(self.path)
             self.names = sorted(n for n in archive.namelist() if Path(n).suffix.lower() in EXTENSIONS)
             self._read = archive.read
         elif self.path.is_file():
@@ -110,17 +105,25 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def label(self, index: int) -> str:
+        """What to call an image in a message."""
         name = self.names[index]
-        label = str(self.path) if self.path.name == name else f"{self.path}:{name}"
+        return str(self.path) if self.path.name == name else f"{self.path}:{name}"
+
+    def picture(self, index: int) -> Tensor:
+        """One image of whatever size, uint8 (C, H, W)."""
         try:
-            data = self._read(name)
-        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:
-            raise InputError(f"{label}: cannot be read ({error})") from error
-        image = _decode(data, label, "RGB" if self.channels == 3 else "L")
+            data = self._read(self.names[index])
+        except READ_ERRORS as error:
+            raise InputError(f"{self.label(index)}: cannot be read ({error})") from error
+        return _decode(data, self.label(index), "RGB" if self.channels == 3 else "L")
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = self.picture(index)
         side = self.resolution or image.shape[-1]
         if image.shape[1:] != (side, side):
-            raise InputError(f"{label}: is {image.shape[2]}x{image.shape[1]} pixels; expected {side}x{side}")
+            size = f"{image.shape[2]}x{image.shape[1]}"
+            raise InputError(f"{self.label(index)}: is {size} pixels; expected {side}x{side}")
         return image
 
     def stack(self, indices: Sequence[int] | None = None) -> Tensor:

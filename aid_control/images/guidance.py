@@ -36,13 +36,21 @@ from torch.nn import functional as F
 from ..checkpoint import load_tensors, save_tensors
 from ..errors import InputError
 from .backbones.precond import Denoiser
-from .backbones.registry import asset, weights_file
+from .backbones.registry import weights_file
 from .clock import Clock, KarrasClock
 from .encoder import ContextEncoder
 from .problem import Observation
 from .pyramid import BANDS, LevelTable, band_energies, combine
 
-__all__ = ["DEFAULT_GUIDANCE", "Guidance", "PyramidCritic", "load_guidance", "save_guidance", "shipped_guidance"]
+__all__ = [
+    "DEFAULT_GUIDANCE",
+    "Guidance",
+    "PyramidCritic",
+    "load_guidance",
+    "price",
+    "save_guidance",
+    "shipped_guidance",
+]
 
 DEFAULT_GUIDANCE = "aid-faces64-mini"
 
@@ -82,7 +90,7 @@ class Guidance(nn.Module):
         multiple = math.lcm(2 ** (bands - 1), coarse)
         if resolution % multiple:
             raise ValueError(f"resolution is {resolution}; expected a multiple of {multiple}")
-        self.bands, self.coarse, self.base = bands, coarse, base
+        self.coarse, self.base = coarse, base
         self.config: dict[str, Any] = dict(
             resolution=resolution, channels=channels, width=width,
             sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data,
@@ -123,6 +131,20 @@ class Guidance(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+def price(variance: Tensor, sigma: float, sigma_min: float, beta: float) -> Tensor:
+    """c_j of the module's formula: what the control's price leaves of the value of no control.
+
+    Args:
+        variance: l_j, any shape.
+        sigma: noise level; below ``sigma_min`` it counts as that.
+        sigma_min: last positive level of the clock.
+        beta: weight of the control cost.
+    """
+    low, s2 = sigma_min**2, max(sigma, sigma_min) ** 2
+    integral = 0.5 * math.log(s2 / low) - 0.5 * ((variance + s2) / (variance + low)).log()
+    return 1 + (1 + integral) / beta
+
+
 class PyramidCritic(nn.Module):
     """The critic of the module's formula; (t, x, observation, ignored) -> (B,).
 
@@ -151,11 +173,9 @@ class PyramidCritic(nn.Module):
         sigma = float(self.clock.sigma(t))
         if sigma <= 0:
             return 0.5 * (x - guess).square().flatten(1).sum(1) / self.pixels
-        low, s2 = self.clock.sigma_min, max(sigma, self.clock.sigma_min) ** 2
         l = self.band_variances
-        a = (l / (l + s2)).sqrt()
-        integral = 0.5 * math.log(s2 / low**2) - 0.5 * ((l + s2) / (l + low**2)).log()
-        c = 1 + (1 + integral) / self.beta
+        a = (l / (l + max(sigma, self.clock.sigma_min) ** 2)).sqrt()
+        c = price(l, sigma, self.clock.sigma_min, self.beta)
         fix = self.corrections(sigma)
         n = self.bands
         a, c = a * fix[:n].exp(), c * fix[n : 2 * n].exp()
@@ -201,10 +221,7 @@ def load_guidance(
     return guidance.eval().requires_grad_(False).to(device)
 
 
-def shipped_guidance(backbone: Denoiser) -> str | None:
-    """Name of the guidance shipped for a backbone, by its fingerprint; ``None`` where there is none."""
-    for name in (DEFAULT_GUIDANCE, "aid-mixture-faces64"):
-        file = asset(f"{name}.safetensors")
-        if file.is_file() and load_guidance(file).backbone == backbone.fingerprint:
-            return name
-    return None
+def shipped_guidance(backbone: Denoiser, device: torch.device | str = "cpu") -> Guidance | None:
+    """The guidance shipped for a backbone, told by its fingerprint; ``None`` where there is none."""
+    guidance = load_guidance(device=device)
+    return guidance if guidance.backbone == backbone.fingerprint else None

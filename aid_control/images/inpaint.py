@@ -18,16 +18,20 @@ from .guidance import Guidance
 from .masks import check_mask
 from .problem import GuidanceProblem, Observation, levels_of
 
-__all__ = ["check_images", "function_evaluations", "inpaint", "starting_noise"]
+__all__ = ["check_images", "check_shape", "function_evaluations", "inpaint", "starting_noise"]
 
 
 def check_images(backbone: Denoiser, y: Tensor, mask: Tensor, name: str = "image") -> None:
-    """Refuse images and masks that do not fit the backbone.
+    """Refuse images and masks that do not fit the backbone; see :func:`check_shape`."""
+    check_shape(tuple(backbone.shape), y, mask, name)
+
+
+def check_shape(shape: tuple[int, ...], y: Tensor, mask: Tensor, name: str = "image") -> None:
+    """Refuse images that are not (B, *shape), and masks that do not fit them.
 
     Raises:
         InputError: for another size or number of channels, NaN in known pixels, or a bad mask.
     """
-    shape = tuple(backbone.shape)
     if tuple(y.shape[1:]) != shape:
         raise InputError(f"{name}: shape {tuple(y.shape)}; expected (B, {', '.join(map(str, shape))})")
     if tuple(mask.shape) != (len(y), 1, *shape[1:]):

@@ -34,8 +34,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import InputError
-from .archive import READ_ERRORS, DatasetWriter, Label, label_table, read_labels
-from .data import ImageSource, _decode
+from ..program import refuse
+from .archive import DatasetWriter, Label, label_table, read_labels
+from .data import ImageSource
 
 __all__ = ["main", "prepare", "read_labels", "square"]
 
@@ -43,18 +44,6 @@ Crop = Literal["none", "center", "adm"]
 Filter = Literal["auto", "lanczos", "box"]
 Labels = Literal["auto", "json", "folders", "none"]
 MAX_RESOLUTION = 8192
-
-
-class _Pictures(ImageSource):
-    """The same source, of pictures of any shape."""
-
-    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
-        name = f"{self.path}:{self.names[index]}"
-        try:
-            data = self._read(self.names[index])
-        except READ_ERRORS as error:
-            raise InputError(f"{name}: cannot be read ({error})") from error
-        return Image.fromarray(_decode(data, name).permute(1, 2, 0).numpy())
 
 
 def square(image: Image.Image, resolution: int | None, crop: Crop = "none", filter: Filter = "auto") -> Image.Image:
@@ -148,13 +137,13 @@ def prepare(
         raise InputError(f"limit is {limit}; expected at least 1")
     if crop == "adm" and (resolution is None or filter != "auto"):
         raise InputError("crop=adm needs a resolution and brings its own filters; expected resolution=N and no filter")
-    pictures = _Pictures(source)
+    pictures = ImageSource(source)
     table = _labels(Path(source), pictures.names, labels)
     count = min(len(pictures), limit or len(pictures))
     side, enlarged = resolution, 0
     with DatasetWriter(dest, "img{:08d}.png") as writer:
         for i in tqdm(range(count), desc="preparing", unit="img", disable=not progress):
-            image = pictures[i]
+            image = Image.fromarray(pictures.picture(i).permute(1, 2, 0).numpy())
             try:
                 cut = square(image, resolution, crop, filter)
             except InputError as error:
@@ -208,8 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         done = prepare(paths[0], paths[1], progress=True, **options)  # type: ignore[arg-type]
     except InputError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refuse(error)
     except OSError as error:
         print(f"error: {paths[1]}: cannot be written ({error.strerror})", file=sys.stderr)
         return 2

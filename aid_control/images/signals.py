@@ -16,14 +16,13 @@ optimal value for white data (see :mod:`.guidance`).  At sigma = 0 the critic is
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ..noise import generator
 from .backbones.gaussian import GaussianBackbone
 from .clock import Clock
+from .guidance import price
 from .problem import Observation
 from .pyramid import LevelTable
 
@@ -120,6 +119,5 @@ class MatrixCritic(nn.Module):
         eye = torch.eye(self.n).to(x)
         r, s = values[:-1].reshape(2, self.n, self.n)
         gap = (x / (1 + sigma**2) ** 0.5) @ (eye + r).T - guess
-        low, s2 = self.clock.sigma_min**2, max(sigma, self.clock.sigma_min) ** 2
-        c = 1 + (1 + 0.5 * math.log(s2 * (1 + low) / (low * (1 + s2)))) / self.beta
+        c = price(torch.ones((), dtype=torch.float64), sigma, self.clock.sigma_min, self.beta)
         return 0.5 * (gap @ (eye + s).T).square().flatten(1).mean(1) / c + values[-1]

@@ -105,9 +105,7 @@ def load_backbone(
         with torch.device("meta") if exact or official else nullcontext():
             net = cls(**kwargs)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise InputError(
-            f"{path}: describes no backbone ({error}); expected metadata 'precond' ({', '.join(CLASSES)}) and 'kwargs'"
-        ) from error
+        raise _no_backbone(path, error) from error
     try:
         halves = exact or official  # stored in half precision, or as their training left them
         net.load_state_dict({k: _single(v) for k, v in tensors.items()} if halves else tensors, assign=halves)
@@ -157,6 +155,12 @@ def _check_published(path: Path, known: Published, precond: str, net: Denoiser) 
         )
 
 
+def _no_backbone(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: describes no backbone ({error}); expected metadata 'precond' ({', '.join(CLASSES)}) and 'kwargs'"
+    )
+
+
 def _single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -167,9 +171,7 @@ def _read_own(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     try:
         return metadata["precond"], json.loads(metadata["kwargs"]), tensors
     except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{path}: describes no backbone ({error}); expected metadata 'precond' ({', '.join(CLASSES)}) and 'kwargs'"
-        ) from error
+        raise _no_backbone(path, error) from error
 
 
 def _read_official(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -20,8 +20,7 @@ from ...rollout import Solver
 from ..backbones.precond import Denoiser
 from ..clock import Clock
 from ..guidance import Guidance
-from ..inpaint import inpaint
-from ..masks import check_mask
+from ..inpaint import check_shape, inpaint
 from .codec import Codec
 from .masks import fill, latent_mask, paste
 
@@ -37,14 +36,7 @@ def check_latent(backbone: Denoiser, codec: Codec, y: Tensor, mask: Tensor) -> N
     channels, height, width = backbone.shape
     if channels != codec.channels:
         raise InputError(f"backbone of {channels} channels, codec of {codec.channels}; expected the same")
-    shape = (codec.image_channels, height * codec.factor, width * codec.factor)
-    if tuple(y.shape[1:]) != shape:
-        raise InputError(f"image: shape {tuple(y.shape)}; expected (B, {', '.join(map(str, shape))})")
-    if tuple(mask.shape) != (len(y), 1, *shape[1:]):
-        raise InputError(f"mask of image: shape {tuple(mask.shape)}; expected {(len(y), 1, *shape[1:])}")
-    check_mask(mask, "mask of image")
-    if not torch.isfinite(torch.where(mask.bool(), y, 0.0)).all():
-        raise InputError("image: known pixels hold NaN or infinity; expected numbers in [-1, 1]")
+    check_shape((codec.image_channels, height * codec.factor, width * codec.factor), y, mask)
 
 
 def observe_latent(
