@@ -79,7 +79,7 @@ def measure(name: str, guidance: str | None, mask: str, steps: int, cfg: dict[st
         clean, m = x[i : i + cfg["batch"]], masks[i : i + cfg["batch"]]
         seeds = range(cfg["seed"] + i, cfg["seed"] + i + len(clean))
         if name == "projection":
-            out = projection(net, clean * m, m, steps, cfg["solver"], seeds=seeds)
+            out = projection(net, clean * m, m, steps, solver=cfg["solver"], seeds=seeds)
         else:
             out = inpaint(net, module, clean * m, m, steps, cfg["solver"], seeds=seeds)
         hole = 1 - m

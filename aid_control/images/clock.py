@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Clock", "GridClock", "KarrasClock", "LinearClock", "LogClock", "within"]
+__all__ = ["Clock", "DDPMClock", "GridClock", "KarrasClock", "LinearClock", "LogClock", "within"]
 
 
 class Clock:
@@ -149,3 +149,16 @@ class GridClock(Clock):
         place = torch.where((place - near).abs() < 1e-9, near, place)  # k/(n-1) times n-1 may miss k by rounding
         i = place.floor().long().clamp(max=len(known) - 2)
         return known[i] * (known[i + 1] / known[i]) ** (place - i)
+
+
+def DDPMClock(levels: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> GridClock:  # noqa: N802
+    """The noise levels of DDPM's linear schedule (Ho et al. 2020), sigma^2 = (1 - abar)/abar: 157.4 to 0.0100.
+
+    Args:
+        levels: T; a grid of fewer steps is spread over them geometrically.
+        beta_min: first rate.
+        beta_max: last rate.
+    """
+    beta = torch.linspace(beta_min, beta_max, levels, dtype=torch.float64)
+    abar = (1 - beta).cumprod(0)
+    return GridClock(tuple(((1 - abar) / abar).sqrt().flip(0).tolist()))

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..backbones.precond import Denoiser
 from ..clock import Clock, within
-from ..inpaint import check_images, starting_noise
 from ..problem import GuidanceProblem, Observation, levels_of
+from .task import Callback, prepare
 
 __all__ = ["optimal_control", "optimise_controls"]
 
@@ -84,13 +84,15 @@ def optimal_control(
     y: Tensor,
     mask: Tensor,
     steps: int = 18,
+    *,
     seeds: Sequence[int] | None = None,
     class_labels: Tensor | None = None,
     clock: Clock | None = None,
+    callback: Callback | None = None,
     beta: float = 0.1,
     iterations: int = 20,
 ) -> Tensor:
-    """Inpaint by optimising the controls of every image; arguments as :func:`aid_control.images.inpaint`.
+    """Inpaint by optimising the controls of every image; arguments and result as :class:`.task.Method`.
 
     Images are optimised one at a time: a joint line search would couple an image's result to its batch.
 
@@ -102,18 +104,19 @@ def optimal_control(
         seeds: one an image.
         class_labels: one-hot (B, n).
         clock: noise levels.
+        callback: called as callback(steps - 1, x) with the whole result, once.
         beta: weight of the control cost.
         iterations: of L-BFGS.
     """
-    check_images(backbone, y, mask)
     clock = clock or within(backbone.sigma_min, backbone.sigma_max)
+    task = prepare(backbone, y, mask, steps, seeds, class_labels, clock, callback)
     problem = GuidanceProblem(backbone, clock, beta=beta)
-    seeds = range(len(y)) if seeds is None else seeds
-    y = torch.where(mask.bool(), y, 0.0)
-    noise = starting_noise(backbone, seeds, len(y), y.device) * clock.sigma_max
-    grid, out = levels_of(problem, steps).to(y.device), []
+    noise, grid, out = task.start(), levels_of(problem, steps).to(y.device), []
     for i in range(len(y)):
         one = slice(i, i + 1)
-        context = Observation(y[one], mask[one], class_labels=None if class_labels is None else class_labels[one])
-        out.append(optimise_controls(problem, noise[one], grid, context, y[one], mask[one], iterations)[1])
-    return torch.where(mask.bool(), y, torch.cat(out))
+        labels = None if class_labels is None else class_labels[one]
+        context = Observation(task.y[one], task.mask[one], class_labels=labels)
+        out.append(optimise_controls(problem, noise[one], grid, context, task.y[one], task.mask[one], iterations)[1])
+    x = torch.cat(out)
+    task.done(steps - 1, x)
+    return task.paste(x)

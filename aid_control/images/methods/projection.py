@@ -8,7 +8,7 @@ decomposition in the probability-flow ODE.  It is the frozen drift of guidance w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from ...rollout import Solver
 from ..backbones.precond import Denoiser
 from ..clock import Clock
 from ..inpaint import inpaint
+from .task import Callback
 
 __all__ = ["projection"]
 
@@ -25,11 +26,12 @@ def projection(
     y: Tensor,
     mask: Tensor,
     steps: int = 18,
+    *,
     solver: Solver = "heun",
     seeds: Sequence[int] | None = None,
     class_labels: Tensor | None = None,
     clock: Clock | None = None,
-    callback: Callable[[int, Tensor], None] | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by projection; arguments and result as :func:`aid_control.images.inpaint`, without guidance."""
+    """Inpaint by projection; arguments and result as :class:`.task.Method`, ``solver`` as :func:`.inpaint.inpaint`."""
     return inpaint(backbone, None, y, mask, steps, solver, seeds, class_labels, clock, callback, base="projected")

@@ -7,20 +7,21 @@ After every solver step to level s the known part of the state is overwritten by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ...noise import per_image_normal
 from ...policy import GaussianPolicy, ZeroMean
 from ...rollout import Solver, rollout
 from ..backbones.precond import Denoiser
 from ..clock import Clock, within
-from ..inpaint import check_images, starting_noise
 from ..problem import GuidanceProblem, Observation, levels_of
+from .task import Callback, prepare
 
 __all__ = ["replacement"]
+
+KEY = 0x4E9
 
 
 @torch.no_grad()
@@ -29,25 +30,21 @@ def replacement(
     y: Tensor,
     mask: Tensor,
     steps: int = 18,
+    *,
     solver: Solver = "heun",
     seeds: Sequence[int] | None = None,
     class_labels: Tensor | None = None,
     clock: Clock | None = None,
-    callback: Callable[[int, Tensor], None] | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by replacement; arguments and result as :func:`aid_control.images.inpaint`, without guidance."""
-    check_images(backbone, y, mask)
+    """Inpaint by replacement; arguments and result as :class:`.task.Method`, ``solver`` as :func:`.inpaint.inpaint`."""
     clock = clock or within(backbone.sigma_min, backbone.sigma_max)
+    task = prepare(backbone, y, mask, steps, seeds, class_labels, clock, callback)
     problem, policy = GuidanceProblem(backbone, clock), GaussianPolicy(ZeroMean())
-    seeds = range(len(y)) if seeds is None else seeds
-    y = torch.where(mask.bool(), y, 0.0)
-    x = starting_noise(backbone, seeds, len(y), y.device) * clock.sigma_max
-    grid = levels_of(problem, steps).to(y.device)
-    context = Observation(y, mask, class_labels=class_labels)
-    for k in range(steps):
+    grid, x = levels_of(problem, steps).to(y.device), task.start()
+    context = Observation(task.y, task.mask, class_labels=class_labels)
+    for k, _, s_next in task.levels():
         x = rollout(problem, policy, x, grid[k : k + 2], context, solver=solver, keep="last").states[-1]
-        z = per_image_normal(seeds, x.shape[1:], 0x4E9, k).to(x)
-        x = torch.where(mask.bool(), y + clock.sigma(grid[k + 1]).to(x) * z, x)
-        if callback is not None:
-            callback(k, x)
-    return torch.where(mask.bool(), y, x)
+        x = task.paste(x, task.y + s_next * task.noise(KEY, k))
+        task.done(k, x)
+    return task.paste(x)

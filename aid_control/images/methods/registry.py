@@ -1,0 +1,149 @@
+"""Methods by name, bound to a backbone and, where there is one, to a trained module; their calls counted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import InputError
+from ..backbones.precond import Denoiser
+from ..backbones.wrappers import Counted
+from ..clock import Clock
+from ..guidance import DEFAULT_GUIDANCE, load_guidance
+from .aid import aid
+from .dps import dps
+from .optimal_control import optimal_control
+from .paste import paste
+from .projection import projection
+from .replacement import replacement
+
+__all__ = ["METHODS", "Bound", "Entry", "bind"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method as programs list it.
+
+    Attributes:
+        label: for tables and figures.
+        run: the function, called like :class:`.task.Method`.
+        load: reads the trained module that ``run`` takes as ``module``, (file or shipped name, device) -> module;
+            ``None`` for methods without training.
+        shipped: the module's shipped name.
+    """
+
+    label: str
+    run: Callable[..., Tensor]
+    load: Callable[..., nn.Module] | None = None
+    shipped: str = ""
+
+
+METHODS: dict[str, Entry] = {
+    "paste": Entry("pretrained flow, pasted", paste),
+    "replacement": Entry("replacement", replacement),
+    "projection": Entry("projection", projection),
+    "dps": Entry("DPS", dps),
+    "optimal_control": Entry("optimal control", optimal_control),
+    "aid": Entry("AID", aid, load_guidance, DEFAULT_GUIDANCE),
+}
+
+
+class Bound:
+    """A method with its backbone and settings: (y, mask, steps, seeds, ...) -> images; made by :func:`bind`.
+
+    Args:
+        entry: the method.
+        backbone: frozen denoiser.
+        module: the trained module, if the method has one.
+        options: of the method.
+        one_by_one: give the method one image at a time, so that an image's result does not depend on its batch in any
+            bit (kernels order their sums by the size of the batch).
+    """
+
+    def __init__(
+        self, entry: Entry, backbone: Denoiser, module: nn.Module | None, options: dict[str, Any], one_by_one: bool
+    ) -> None:
+        self.entry, self.one_by_one, self.options = entry, one_by_one, dict(options)
+        self.backbone = Counted(backbone)
+        self.counted = [self.backbone]
+        if isinstance(module, Denoiser):  # a network of the backbone's size: its calls count like the backbone's
+            module = Counted(module)
+            self.counted.append(module)
+        if module is not None:
+            self.options["module"] = module
+
+    @property
+    def forward_calls(self) -> int:
+        """Images that passed forth through a network so far."""
+        return sum(net.forward_calls for net in self.counted)
+
+    @property
+    def backward_calls(self) -> int:
+        """Images whose gradient was taken."""
+        return sum(net.backward_calls for net in self.counted)
+
+    def __call__(
+        self,
+        y: Tensor,
+        mask: Tensor,
+        steps: int,
+        seeds: Sequence[int],
+        class_labels: Tensor | None = None,
+        clock: Clock | None = None,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Fill the holes; arguments as :class:`.task.Method`."""
+        size = 1 if self.one_by_one else max(len(y), 1)
+        out = []
+        for i in range(0, len(y), size):
+            rows = slice(i, i + size)
+            labels = None if class_labels is None else class_labels[rows]
+            out.append(
+                self.entry.run(
+                    self.backbone, y[rows], mask[rows], steps, seeds=seeds[rows], class_labels=labels, clock=clock,
+                    callback=callback, **self.options,
+                )
+            )  # fmt: skip
+        return torch.cat(out)
+
+
+def bind(
+    name: str,
+    backbone: Denoiser,
+    weights: str | os.PathLike[str] | nn.Module | None = None,
+    options: dict[str, Any] | None = None,
+    one_by_one: bool = True,
+    device: torch.device | str = "cpu",
+) -> Bound:
+    """A method by name.
+
+    Args:
+        name: key of :data:`METHODS`.
+        backbone: frozen denoiser.
+        weights: the trained module, its file or shipped name; ``None`` = the shipped one.
+        options: of the method (its keywords behind ``callback``).
+        one_by_one: see :class:`Bound`.
+        device: where a module is put.
+
+    Raises:
+        InputError: for an unknown name, weights for a method without, or options the method does not have.
+    """
+    if name not in METHODS:
+        raise InputError(f"method is {name!r}; expected one of {', '.join(METHODS)}")
+    entry, options = METHODS[name], options or {}
+    if entry.load is None and weights is not None:
+        raise InputError(f"{name} has no trained module; expected no weights for it")
+    known = getattr(entry.run, "__wrapped__", entry.run).__kwdefaults__ or {}
+    for option in options:
+        if option not in known or option in ("seeds", "class_labels", "clock", "callback", "module"):
+            own = [o for o in known if o not in ("seeds", "class_labels", "clock", "callback", "module")]
+            raise InputError(f"{name} has no option {option!r}; expected {', '.join(own) or 'none'}")
+    module = weights
+    if entry.load is not None and not isinstance(weights, nn.Module):
+        module = entry.load(weights or entry.shipped, device)
+    return Bound(entry, backbone, module if isinstance(module, nn.Module) else None, options, one_by_one)
