@@ -395,8 +395,6 @@ def test_the_optimum_is_a_fixed_point_with_every_coefficient(name, coefficients)
     assert target_gap(name, **coefficients) < 0.03
 
 
-
-
 @pytest.mark.parametrize(
     "coefficients",
     [

@@ -143,9 +143,7 @@ class Examination:
         optimal: J*.
     """
 
-    def __init__(
-        self, study: Study, count: int, seed: int = 0, search: int = 60, optimal: float | None = None
-    ) -> None:
+    def __init__(self, study: Study, count: int, seed: int = 0, search: int = 60, optimal: float | None = None) -> None:
         self.study, self.problem, self.grid = study, study.problem, study.grid
         self.x0, self.mask, noise = study.draw(count, seed, 0xE8A)
         self.x = noise * study.problem.clock.sigma_max

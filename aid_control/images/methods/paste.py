@@ -1,4 +1,4 @@
-r"""The pretrained flow: an image is generated without a look at the observation, and known pixels are pasted at the end.
+r"""The pretrained flow: images are generated without a look at the observation, known pixels pasted at the end.
 
 .. math::  \dot x = (x - D(x; \sigma))/\sigma, \qquad \hat x = M y + (1 - M)\, x(0) .
 
