@@ -16,11 +16,18 @@ from ..backbones.wrappers import Counted
 from ..clock import Clock
 from ..guidance import DEFAULT_GUIDANCE, load_guidance
 from .aid import aid
+from .daps import daps
+from .ddnm import ddnm
 from .dps import dps
+from .mcg import mcg
 from .optimal_control import optimal_control
 from .paste import paste
+from .pigdm import pigdm
 from .projection import projection
+from .red_diff import red_diff
+from .repaint import repaint
 from .replacement import replacement
+from .sdedit import sdedit
 
 __all__ = ["METHODS", "Bound", "Entry", "bind"]
 
@@ -46,8 +53,15 @@ class Entry:
 METHODS: dict[str, Entry] = {
     "paste": Entry("pretrained flow, pasted", paste),
     "replacement": Entry("replacement", replacement),
-    "projection": Entry("projection", projection),
+    "repaint": Entry("RePaint", repaint),
     "dps": Entry("DPS", dps),
+    "mcg": Entry("MCG", mcg),
+    "projection": Entry("projection", projection),
+    "ddnm": Entry("DDNM", ddnm),
+    "pigdm": Entry("PiGDM", pigdm),
+    "sdedit": Entry("SDEdit", sdedit),
+    "daps": Entry("DAPS", daps),
+    "red_diff": Entry("RED-diff", red_diff),
     "optimal_control": Entry("optimal control", optimal_control),
     "aid": Entry("AID", aid, load_guidance, DEFAULT_GUIDANCE),
 }
