@@ -142,6 +142,17 @@ def test_posterior_samples_have_the_brute_moments():
     agree(samples, *moments(logs, means, covariances))
 
 
+def test_posterior_variances_are_the_brute_ones():
+    net, y, mask = mixture(spread=0.3), randn(5, *SHAPE, seed=5), masks(5)
+    variances = net.posterior_variance(y, mask)
+    for i in range(5):
+        exact = moments(*brute_posterior(net, y[i], mask[i]))[1].diagonal()
+        torch.testing.assert_close(variances[i].flatten(), exact, rtol=1e-6, atol=1e-9)
+    jacobian = torch.autograd.functional.jacobian(lambda v: net(v, 0.5), y[:1]).reshape(16, 16)
+    seen = net.posterior_variance(y[:1], torch.ones_like(mask[:1]), 0.5)
+    torch.testing.assert_close(seen.flatten(), 0.25 * jacobian.diagonal().double(), rtol=1e-5, atol=1e-7)
+
+
 def test_samples_have_the_moments_and_law_of_the_model():
     net, n = mixture(), 4000
     pi, mu, c = dense(net)

@@ -176,7 +176,7 @@ class EDM2Precond(EDMPrecond):
     def logvar(self, sigma: Tensor | float) -> Tensor:
         """The head u(sigma), (B, 1, 1, 1), for noise levels (B,) or a scalar."""
         weight = self.logvar_linear.weight
-        sigma = torch.as_tensor(sigma, device=weight.device).to(weight.dtype).reshape(-1)
+        sigma = torch.as_tensor(sigma, device=weight.device, dtype=weight.dtype).reshape(-1)
         return self.logvar_linear(self.logvar_fourier(sigma.log() / 4)).reshape(-1, 1, 1, 1)
 
     def _labels(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
@@ -215,7 +215,7 @@ class EDM2Precond(EDMPrecond):
         if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
             raise InputError(f"images of shape {tuple(x.shape)}; expected (B, {', '.join(map(str, self.shape))})")
         x = x.to(self.logvar_linear.weight.dtype)
-        sigma = torch.as_tensor(sigma, device=x.device).to(x.dtype).reshape(-1)
+        sigma = torch.as_tensor(sigma, device=x.device, dtype=x.dtype).reshape(-1)
         if len(sigma) not in (1, len(x)):
             raise InputError(f"sigma holds {len(sigma)} levels for {len(x)} images; expected 1 or {len(x)}")
         c_skip, c_out, c_in, c_noise = (c.expand(len(x)) for c in self.coefficients(sigma))

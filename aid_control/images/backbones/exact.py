@@ -237,7 +237,7 @@ class ExactBackbone(Denoiser):
         return self._cache[key]
 
     def _blocks(self, n: int, sigma: Tensor | float, mask: Tensor | None) -> Iterator[_Block]:
-        levels = torch.as_tensor(sigma).detach().double().reshape(-1).tolist()
+        levels = torch.as_tensor(sigma, dtype=torch.float64).detach().reshape(-1).tolist()
         if len(levels) not in (1, n) or not all(s >= 0 for s in levels):
             raise InputError(f"sigma holds {len(levels)} levels for {n} images; expected 1 or {n}, none negative")
         seen = None if mask is None else mask.expand(n, *self.shape).reshape(n, -1).bool()

@@ -97,6 +97,39 @@ class MixtureBackbone(ExactBackbone):
         return self._paste(y, mask, sigma, mean)
 
     @torch.no_grad()
+    def posterior_variance(self, y: Tensor, mask: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """Variance of every pixel given the known ones, exactly: within the components, and between them.
+
+        In component k, x0 = mu + g (y - mu) + (1 - g) W z + (psi (1 - g))^{1/2} n with z ~ N(m, M^{-1}), so that the
+        variances are (1 - g)^2 diag(W M^{-1} W') + psi (1 - g).
+
+        Args:
+            y: images (B, C, H, W); what they hold in the hole is ignored.
+            mask: (B, 1, H, W), 1 = known, 0 = hole.
+            sigma: as in :meth:`posterior_mean`.
+
+        Returns:
+            Variances (B, C, H, W), float64; 0 at exactly known pixels.
+
+        Raises:
+            InputError: for images, masks or levels that do not fit.
+        """
+        flat = self._observed(y, mask)
+        out = torch.empty_like(flat)
+        for block in self._blocks(len(flat), sigma, mask):
+            logs, _, means = self._infer(flat[block.rows], block)
+            weights = logs.softmax(1)
+            average = sum(weights[:, k : k + 1] * image for k, image in enumerate(means))
+            total = torch.zeros_like(flat[block.rows])
+            for k, part in enumerate(block.parts):
+                gain, psi = self._gain(k, block.sigma, block.mask, torch.float64)
+                within = (part.root @ self.factor[k].double()).square().sum(0)
+                within = (1 - gain) ** 2 * within + psi * (1 - gain)
+                total += weights[:, k : k + 1] * (within + (means[k] - average) ** 2)
+            out[block.rows] = total
+        return out.reshape(y.shape)
+
+    @torch.no_grad()
     def posterior_sample(self, y: Tensor, mask: Tensor, seeds: Sequence[int], sigma: Tensor | float = 0.0) -> Tensor:
         """One exact sample an image of p(x0 | known pixels); a function of its seed, whatever its batch.
 

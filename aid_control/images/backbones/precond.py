@@ -104,7 +104,7 @@ class Denoiser(nn.Module):
         """
         weight = next(self.parameters())
         x = x.to(weight.dtype)
-        sigma = torch.as_tensor(sigma, device=x.device).to(x.dtype).reshape(-1).expand(x.shape[0])
+        sigma = torch.as_tensor(sigma, device=x.device, dtype=x.dtype).reshape(-1).expand(x.shape[0])
         if self.label_dim and class_labels is None:
             class_labels = x.new_zeros(1, self.label_dim)
         if self.label_dim and class_labels is not None:

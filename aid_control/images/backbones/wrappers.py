@@ -54,7 +54,7 @@ class OneByOne(Wrapped):
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        level = torch.as_tensor(sigma).reshape(-1).expand(len(x))
+        level = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x))
 
         def row(labels: Tensor | None, i: int) -> Tensor | None:
             return labels if labels is None or len(labels) != len(x) else labels[i : i + 1]
