@@ -17,13 +17,17 @@ from ..clock import Clock
 from ..guidance import DEFAULT_GUIDANCE, load_guidance
 from .aid import aid
 from .daps import daps
+from .davi import DEFAULT_DAVI, davi, load_davi
 from .ddnm import ddnm
 from .dps import dps
+from .latentpaint import latentpaint
 from .mcg import mcg
 from .optimal_control import optimal_control
+from .palette import DEFAULT_PALETTE, load_palette, palette
 from .paste import paste
 from .pigdm import pigdm
 from .projection import projection
+from .propagation import DEFAULT_PROPAGATION, load_propagation
 from .red_diff import red_diff
 from .repaint import repaint
 from .replacement import replacement
@@ -62,7 +66,10 @@ METHODS: dict[str, Entry] = {
     "sdedit": Entry("SDEdit", sdedit),
     "daps": Entry("DAPS", daps),
     "red_diff": Entry("RED-diff", red_diff),
+    "latentpaint": Entry("LatentPaint", latentpaint, load_propagation, DEFAULT_PROPAGATION),
     "optimal_control": Entry("optimal control", optimal_control),
+    "davi": Entry("DAVI, one step", davi, load_davi, DEFAULT_DAVI),
+    "palette": Entry("Palette", palette, load_palette, DEFAULT_PALETTE),
     "aid": Entry("AID", aid, load_guidance, DEFAULT_GUIDANCE),
 }
 

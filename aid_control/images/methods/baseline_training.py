@@ -1,0 +1,148 @@
+r"""What the trainers of trained baselines share: averaged weights, guarded steps, and states to go on from.
+
+The average of the weights has a half-life in images, at most a share r of the images seen so far,
+
+.. math::  \bar\theta \leftarrow \theta + 2^{-B/\min(h,\, r\, n)} (\bar\theta - \theta),
+
+B images an iteration, n images seen (as EDM's training).  All randomness is keyed by (seed, iteration), so a
+restored run is the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.conditional import ConditionalDenoiser, save_conditional
+from ..training import InpaintingData
+
+__all__ = ["BaselineTrainer", "Trainer"]
+
+
+class Trainer(Protocol):
+    """What a training program needs.
+
+    Attributes:
+        iteration: iterations done.
+    """
+
+    iteration: int
+
+    @property
+    def module(self) -> Any:
+        """What is trained; its ``facts`` go into the file."""
+
+    def step(self) -> float | dict[str, float]:
+        """One iteration; returns the loss, or what a progress bar shows."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the averaged weights."""
+
+
+class BaselineTrainer:
+    """Base class; a method's trainer adds networks and optimisers and defines :meth:`step`.
+
+    Args:
+        net: the network that is kept (in place).
+        data: training images and masks.
+        batch: images an iteration.
+        ema_halflife: h, in images.
+        ema_rampup: r.
+        clip: bound of a gradient's norm.
+        seed: of everything random but the data's own draws.
+
+    Attributes:
+        kind: kind of file that :meth:`save` writes.
+        iteration: iterations done.
+        average: averaged weights of ``net``.
+        networks: everything that learns, by name.
+        optimizers: theirs.
+    """
+
+    kind = ""
+
+    def __init__(
+        self,
+        net: ConditionalDenoiser,
+        data: InpaintingData,
+        batch: int,
+        ema_halflife: float = 10_000,
+        ema_rampup: float = 0.1,
+        clip: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        self.net, self.data, self.batch, self.clip, self.seed = net, data, batch, clip, seed
+        self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
+        self.iteration = 0
+        self.average = {k: v.detach().clone() for k, v in net.state_dict().items()}
+        self.networks: dict[str, nn.Module] = {"net": net}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    @property
+    def module(self) -> ConditionalDenoiser:
+        """The network that is kept."""
+        return self.net
+
+    @property
+    def images_seen(self) -> int:
+        """Training images used so far, repetitions included."""
+        return self.iteration * self.batch
+
+    def step(self) -> dict[str, float]:
+        """One iteration; returns what a progress bar shows."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """One step of the optimiser ``name`` down ``loss``; skipped where the gradient is not finite."""
+        net, optimizer = self.networks[name], self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), self.clip)
+        if torch.isfinite(norm):
+            optimizer.step()
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Count the iteration and move the average."""
+        self.iteration += 1
+        halflife = min(self.ema_halflife, self.ema_rampup * self.images_seen)
+        decay = 0.5 ** (self.batch / halflife)
+        for name, value in self.net.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {
+            "kind": self.kind,
+            "iteration": self.iteration,
+            "average": self.average,
+            "networks": {name: net.state_dict() for name, net in self.networks.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state` (extra keys are ignored)."""
+        self.iteration = int(state["iteration"])
+        self.average = {k: v.clone() for k, v in state["average"].items()}
+        for name, net in self.networks.items():
+            net.load_state_dict(state["networks"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the averaged weights, with the network's facts, as the method's module.
+
+        Args:
+            path: target, ``.safetensors``.
+        """
+        save_conditional(path, self.kind, self.net, self.average)

@@ -1,0 +1,113 @@
+"""Train a baseline: ``python examples/train_baseline.py method=palette data=faces.zip minutes=45``.
+
+Writes into ``out``: ``checkpoint.safetensors`` (everything; a killed run goes on from it and ends with the same
+weights as an uninterrupted one) and ``METHOD.safetensors`` (averaged weights and the facts of the run).  See
+``conf/train_baseline.yaml`` for the options.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from aid_control.checkpoint import load_state, save_state
+from aid_control.errors import InputError
+from aid_control.images import load_backbone
+from aid_control.images.backbones.conditional import ConditionalDenoiser, network_arguments
+from aid_control.images.backbones.precond import Denoiser
+from aid_control.images.data import ImageSource
+from aid_control.images.methods.baseline_training import Trainer
+from aid_control.images.methods.davi_training import DaviLoss, DaviTrainer
+from aid_control.images.methods.palette import load_palette
+from aid_control.images.methods.palette_training import PaletteTrainer
+from aid_control.images.methods.propagation_training import PropagationTrainer
+from aid_control.images.training import InpaintingData
+from aid_control.program import program
+
+
+def conditional(cfg: Any, backbone: Denoiser) -> ConditionalDenoiser:
+    """A network that starts as the backbone."""
+    return ConditionalDenoiser.from_backbone(backbone, network_arguments(cfg.backbone, cfg.path)).to(cfg.device)
+
+
+def palette(cfg: Any, backbone: Denoiser, data: InpaintingData, shared: dict[str, Any]) -> Trainer:
+    own = cfg.palette
+    return PaletteTrainer(conditional(cfg, backbone), data, own.batch, own.lr, own.P_mean, own.P_std, **shared)
+
+
+def davi(cfg: Any, backbone: Denoiser, data: InpaintingData, shared: dict[str, Any]) -> Trainer:
+    own = cfg.davi
+    loss = DaviLoss(own.kl, own.consistency, own.known, own.regression)
+    net = load_palette(own.start, cfg.device).requires_grad_(True) if own.start else conditional(cfg, backbone)
+    net = conditional(cfg, backbone)
+    rates = {"lr": own.lr, "score_lr": own.score_lr}
+    return DaviTrainer(
+        net, data, backbone, own.batch, **rates, perturbation=own.perturbation, loss=loss, paste=own.paste, **shared
+    )
+
+
+def latentpaint(cfg: Any, backbone: Denoiser, data: InpaintingData, shared: dict[str, Any]) -> Trainer:
+    own = cfg.latentpaint
+    return PropagationTrainer(backbone, data, own.batch, own.lr, own.P_mean, own.P_std, own.width, **shared)
+
+
+TRAINERS = {"palette": palette, "davi": davi, "latentpaint": latentpaint}
+
+
+def main(cfg: Any) -> None:
+    if cfg.method not in TRAINERS:
+        raise InputError(f"method is {cfg.method!r}; expected one of {', '.join(TRAINERS)}")
+    torch.set_num_threads(cfg.threads)
+    torch.manual_seed(cfg.seed)  # weights that do not come from the backbone; the rest is keyed by (seed, iteration)
+    out = Path(cfg.out)
+    backbone = load_backbone(cfg.backbone, cfg.device, cfg.path, cfg.sha256)
+    source = ImageSource(cfg.data, backbone.img_resolution, backbone.img_channels)
+    images = source.stack(range(min(len(source), cfg.limit or len(source))))
+    data = InpaintingData(images, cfg.mask, cfg.seed, cfg.device)
+    shared = {"ema_halflife": cfg.ema_halflife, "ema_rampup": cfg.ema_rampup, "clip": cfg.clip, "seed": cfg.seed}
+    trainer = TRAINERS[cfg.method](cfg, backbone, data, shared)
+
+    checkpoint, before = out / "checkpoint.safetensors", 0.0
+    if checkpoint.is_file():
+        state = load_state(checkpoint)
+        if (state["method"], state["backbone"]) != (cfg.method, backbone.fingerprint):
+            raise InputError(
+                f"{checkpoint}: of a run of {state['method']} on backbone {state['backbone']}; expected {cfg.method} "
+                f"on {backbone.fingerprint}"
+            )
+        trainer.restore(state["trainer"])
+        before = float(state["minutes"])
+        print(f"continuing from {checkpoint}: iteration {trainer.iteration}")
+    start = time.monotonic()
+
+    def minutes() -> float:
+        return (time.monotonic() - start) / 60
+
+    def save() -> None:
+        spent = before + minutes()
+        trainer.module.facts = {
+            "method": cfg.method, "data": Path(cfg.data).name, "images": len(images), "mask": cfg.mask,
+            "iteration": trainer.iteration, "images_seen": trainer.iteration * cfg[cfg.method].batch,
+            "minutes": round(spent, 1), "seed": cfg.seed, **dict(cfg[cfg.method]), **shared,
+        }  # fmt: skip
+        state = {"method": cfg.method, "backbone": backbone.fingerprint, "minutes": spent, "trainer": trainer.state()}
+        save_state(checkpoint, state)
+        trainer.save(out / f"{cfg.method}.safetensors")
+
+    with tqdm(total=cfg.iterations, initial=trainer.iteration, desc=cfg.method, smoothing=0.05) as bar:
+        while trainer.iteration < cfg.iterations and (cfg.minutes is None or minutes() < cfg.minutes):
+            told = trainer.step()
+            scalars = told if isinstance(told, dict) else {"loss": told}
+            bar.set_postfix({k: f"{v:.4g}" for k, v in scalars.items()}, refresh=False)
+            bar.update()
+            if trainer.iteration % cfg.every == 0:
+                save()
+    save()
+
+
+if __name__ == "__main__":
+    program("conf/train_baseline", main)
