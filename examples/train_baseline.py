@@ -22,7 +22,6 @@ from aid_control.images.backbones.precond import Denoiser
 from aid_control.images.data import ImageSource
 from aid_control.images.methods.baseline_training import Trainer
 from aid_control.images.methods.davi_training import DaviLoss, DaviTrainer
-from aid_control.images.methods.palette import load_palette
 from aid_control.images.methods.palette_training import PaletteTrainer
 from aid_control.images.methods.propagation_training import PropagationTrainer
 from aid_control.images.training import InpaintingData
@@ -42,7 +41,6 @@ def palette(cfg: Any, backbone: Denoiser, data: InpaintingData, shared: dict[str
 def davi(cfg: Any, backbone: Denoiser, data: InpaintingData, shared: dict[str, Any]) -> Trainer:
     own = cfg.davi
     loss = DaviLoss(own.kl, own.consistency, own.known, own.regression)
-    net = load_palette(own.start, cfg.device).requires_grad_(True) if own.start else conditional(cfg, backbone)
     net = conditional(cfg, backbone)
     rates = {"lr": own.lr, "score_lr": own.score_lr}
     return DaviTrainer(

@@ -157,8 +157,11 @@ def main(config: Any) -> int:
     torch.set_num_threads(1)
     net, x, masks = problems(cfg)
     jobs = [(EXACT, 0, {})]
-    for name, settings in cfg["runs"].items():
-        for steps, options in settings:
+    chosen = list(cfg["runs"]) if cfg["methods"] is None else cfg["methods"]
+    for name in chosen:
+        if name not in cfg["runs"]:
+            raise InputError(f"method {name!r} has no run; expected some of {', '.join(cfg['runs'])}")
+        for steps, options in cfg["runs"][name]:
             bind(name, net, options=options)  # refuses what it does not know, before anything is computed
             jobs.append((name, steps, options))
     hole = 1 - masks
@@ -171,7 +174,7 @@ def main(config: Any) -> int:
 
     report = Report(settings=cfg)
     report.below("DPS in sigma form - DPS in VP form, 1,000 levels, largest difference", vp_difference(), 1e-10)
-    for name in cfg["runs"]:
+    for name in chosen:
         batch_rows(report, name, {}, cfg)
     lines = [
         "| method | levels | options | calls (forth + back) | error of the mean | ratio of variances |",

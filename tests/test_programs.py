@@ -243,6 +243,28 @@ def test_the_verifying_programs_refuse_bad_input(tmp_path, script, options, word
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+def test_verify_methods_reports_distances_to_the_known_posterior(tmp_path):
+    options = (
+        "out=o",
+        "images=1",
+        "samples=12",
+        "methods=[paste,ddnm]",
+        "runs.ddnm=[[20,{}]]",
+        "workers=1",
+        "batch=12",
+    )
+    done = run("verify_methods.py", *options, cwd=tmp_path)
+    rows = {row["name"]: row for row in json.loads((tmp_path / "o/report.json").read_text())["rows"]}
+    distance = {name.split(",")[0]: row["value"] for name, row in rows.items() if "error of the mean" in name}
+    assert distance["ddnm"] < 0.8 * distance["paste"]
+    exact = [row for name, row in rows.items() if "largest difference" in name]
+    assert len(exact) == 5 and all(row["ok"] for row in exact), done.stderr
+    assert "| DDNM | 20 |" in (tmp_path / "o/posterior.md").read_text()
+    with Image.open(tmp_path / "o/posterior.png") as picture:
+        assert picture.width > 300
+    assert run("verify_methods.py", "methods=[magic]", cwd=tmp_path).returncode == 2
+
+
 def test_latent_pipeline_from_images_to_metrics(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
