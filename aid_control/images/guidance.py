@@ -24,7 +24,6 @@ corrections of log A_j and log c_j and a learned constant, all tables over the n
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from typing import Any
@@ -33,12 +32,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import load_tensors, save_tensors
-from ..errors import InputError
 from .backbones.precond import Denoiser
-from .backbones.registry import weights_file
 from .clock import Clock, KarrasClock
 from .encoder import ContextEncoder
+from .module_files import load_module, save_module
 from .problem import Observation
 from .pyramid import BANDS, LevelTable, band_energies, combine
 
@@ -53,6 +50,7 @@ __all__ = [
 ]
 
 DEFAULT_GUIDANCE = "aid-faces64-mini"
+KIND = "aid-guidance"
 
 
 class Guidance(nn.Module):
@@ -185,13 +183,7 @@ class PyramidCritic(nn.Module):
 
 def save_guidance(path: str | os.PathLike[str], guidance: Guidance, weights: dict[str, Tensor] | None = None) -> None:
     """Write a guidance module (optionally with averaged weights) atomically."""
-    metadata = {
-        "kind": "aid-guidance",
-        "config": json.dumps(guidance.config),
-        "backbone": guidance.backbone,
-        "facts": json.dumps(guidance.facts),
-    }
-    save_tensors(path, weights or guidance.state_dict(), metadata)
+    save_module(path, KIND, guidance, guidance.config, weights)
 
 
 def load_guidance(
@@ -206,19 +198,8 @@ def load_guidance(
     Raises:
         InputError: if the file is missing, truncated, or not a guidance file.
     """
-    path = weights_file(name_or_path, "guidance", DEFAULT_GUIDANCE)
-    tensors, metadata = load_tensors(path)
-    if metadata.get("kind") != "aid-guidance":
-        raise InputError(f"{path}: not a guidance file; expected one written by examples/train_guidance.py")
-    try:
-        guidance = Guidance(**json.loads(metadata["config"]))
-        guidance.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: weights do not fit the module they describe ({' '.join(str(error).split())[:200]})"
-        ) from error
-    guidance.backbone, guidance.facts = metadata.get("backbone", ""), json.loads(metadata.get("facts", "{}"))
-    return guidance.eval().requires_grad_(False).to(device)
+    writer = "examples/train_guidance.py"
+    return load_module(name_or_path, KIND, Guidance, DEFAULT_GUIDANCE, writer, device, noun="guidance")
 
 
 def shipped_guidance(backbone: Denoiser, device: torch.device | str = "cpu") -> Guidance | None:

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoint import load_tensors, save_tensors
+from ...checkpoint import load_tensors
 from ...errors import InputError
+from ..module_files import load_module, save_module
 from ..official.reader import backbone_arguments, read_official
 from .precond import UNETS, Denoiser, EDMPrecond
 from .registry import weights_file
@@ -226,13 +227,7 @@ def save_conditional(
         net: gives the arguments, the backbone's fingerprint, the facts and, without ``weights``, the weights.
         weights: averaged weights.
     """
-    metadata = {
-        "kind": kind,
-        "kwargs": json.dumps(net.kwargs),
-        "backbone": net.backbone,
-        "facts": json.dumps(net.facts),
-    }
-    save_tensors(path, weights or net.state_dict(), metadata)
+    save_module(path, kind, net, net.kwargs, weights)
 
 
 def load_conditional(
@@ -249,17 +244,5 @@ def load_conditional(
     Raises:
         InputError: if the file is missing, truncated, or of another kind.
     """
-    path = weights_file(name_or_path, kind, example)
-    tensors, metadata = load_tensors(path)
-    if metadata.get("kind") != kind:
-        raise InputError(f"{path}: not a {kind} file; expected one written by examples/train_baseline.py")
-    try:
-        net = ConditionalDenoiser(**json.loads(metadata["kwargs"]))
-        net.load_state_dict(tensors)
-        net.facts = json.loads(metadata.get("facts", "{}"))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: weights do not fit the network they describe ({first})") from error
-    net.backbone = metadata.get("backbone", "")
-    net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return net.to(device)
+    net = load_module(name_or_path, kind, ConditionalDenoiser, example, "examples/train_baseline.py", device)
+    return net.to(memory_format=torch.channels_last)

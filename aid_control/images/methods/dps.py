@@ -22,7 +22,7 @@ from ..backbones.precond import Denoiser
 from ..clock import Clock
 from .task import Callback, Task, ancestral, prepare
 
-__all__ = ["dps", "residual_gradient"]
+__all__ = ["corrected", "dps", "residual_gradient"]
 
 KEY = 0xD95
 
@@ -35,6 +35,13 @@ def residual_gradient(task: Task, x: Tensor, s: float) -> tuple[Tensor, Tensor]:
         norms = torch.stack([torch.linalg.vector_norm(r) for r in task.miss(denoised)])
         (gradient,) = torch.autograd.grad(norms.sum(), x)
     return denoised.detach(), gradient
+
+
+def corrected(task: Task, x: Tensor, s: float, s_next: float, zeta: float, z: Tensor) -> Tensor:
+    """x' of the module."""
+    denoised, gradient = residual_gradient(task, x, s)
+    scale = zeta * ((1 + s**2) * (1 + s_next**2)) ** 0.5
+    return ancestral(x, denoised, s, s_next, z) - scale * gradient
 
 
 @torch.no_grad()
@@ -66,8 +73,6 @@ def dps(
     task = prepare(backbone, y, mask, steps, seeds, class_labels, clock, callback)
     x = task.start()
     for k, s, s_next in task.levels():
-        denoised, gradient = residual_gradient(task, x, s)
-        scale = zeta * ((1 + s**2) * (1 + s_next**2)) ** 0.5
-        x = ancestral(x, denoised, s, s_next, task.noise(KEY, k)) - scale * gradient
+        x = corrected(task, x, s, s_next, zeta, task.noise(KEY, k))
         task.done(k, x)
     return task.paste(x)

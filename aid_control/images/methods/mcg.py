@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..backbones.precond import Denoiser
 from ..clock import Clock
-from .dps import residual_gradient
-from .task import Callback, ancestral, prepare
+from .dps import corrected
+from .task import Callback, prepare
 
 __all__ = ["mcg"]
 
@@ -53,9 +53,7 @@ def mcg(
     task = prepare(backbone, y, mask, steps, seeds, class_labels, clock, callback)
     x = task.start()
     for k, s, s_next in task.levels():
-        denoised, gradient = residual_gradient(task, x, s)
-        scale = zeta * ((1 + s**2) * (1 + s_next**2)) ** 0.5
-        x = ancestral(x, denoised, s, s_next, task.noise(KEY, k)) - scale * gradient
+        x = corrected(task, x, s, s_next, zeta, task.noise(KEY, k))
         x = task.paste(x, task.y + s_next * task.noise(KEY, k, 1))
         task.done(k, x)
     return task.paste(x)

@@ -15,7 +15,6 @@ The paper's module is described in words only; layers, widths and the form of th
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -23,9 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...checkpoint import load_tensors, save_tensors
 from ...errors import InputError
-from ..backbones.registry import weights_file
+from ..module_files import load_module, save_module
 
 __all__ = ["DEFAULT_PROPAGATION", "Propagation", "load_propagation", "save_propagation"]
 
@@ -105,13 +103,7 @@ def save_propagation(
         module: gives configuration, fingerprint and facts.
         weights: in place of its own, e.g. averaged ones.
     """
-    metadata = {
-        "kind": KIND,
-        "config": json.dumps(module.config),
-        "backbone": module.backbone,
-        "facts": json.dumps(module.facts),
-    }
-    save_tensors(path, weights or module.state_dict(), metadata)
+    save_module(path, KIND, module, module.config, weights)
 
 
 def load_propagation(
@@ -126,17 +118,5 @@ def load_propagation(
     Raises:
         InputError: if the file is missing, truncated, or holds no propagation module.
     """
-    path = weights_file(name_or_path, "propagation module", DEFAULT_PROPAGATION)
-    tensors, metadata = load_tensors(path)
-    if metadata.get("kind") != KIND:
-        raise InputError(f"{path}: not a propagation module; expected a file written by save_propagation")
-    try:
-        module = Propagation(**json.loads(metadata["config"]))
-        module.load_state_dict(tensors)
-        module.facts = dict(json.loads(metadata.get("facts", "{}")))
-    except (InputError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: weights do not fit the module they describe ({' '.join(str(error).split())[:200]})"
-        ) from error
-    module.backbone = metadata.get("backbone", "")
-    return module.eval().requires_grad_(False).to(device)
+    writer = "examples/train_baseline.py"
+    return load_module(name_or_path, KIND, Propagation, DEFAULT_PROPAGATION, writer, device, noun="propagation module")
