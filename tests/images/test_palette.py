@@ -136,7 +136,7 @@ def test_file_round_trip(tmp_path):
         load_conditional(path, "davi", "davi-faces64-mini")
     tensors, _ = load_tensors(path)
     save_conditional(path, "palette", wide, {k: v for k, v in tensors.items() if "map_layer0" not in k})
-    with pytest.raises(InputError, match="do not fit the network"):
+    with pytest.raises(InputError, match="do not fit the module"):
         load_palette(path)
     with pytest.raises(InputError, match="no such palette; expected palette-faces64-mini"):
         load_palette("palette-of-nothing")
