@@ -194,7 +194,7 @@ def main(config: Any) -> int:
         forth, back = result["calls"].tolist()
         calls = "" if name == EXACT else f"{forth:.0f} + {back:.0f}"
         lines.append(f"| {label} | {steps or ''} | {told} | {calls} | {float(error):.2f} | {float(ratio):.2f} |")
-        shown[f"{label}\n{steps} levels" if steps else label] = (result["mean"][0], result["variance"][0])
+        shown[f"{label}\n{steps} levels\n{told}" if steps else label] = (result["mean"][0], result["variance"][0])
     out = Path(cfg["out"])
     atomic_write(out / "posterior.md", ("\n".join(lines) + "\n").encode())
     atomic_write(out / "posterior.png", picture(shown, hole[0]))

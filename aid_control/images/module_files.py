@@ -29,8 +29,8 @@ class TrainedModule(Protocol):
     def load_state_dict(self, state: dict[str, Tensor]) -> Any:
         """Take weights."""
 
-    def eval(self) -> Any:
-        """Leave training."""
+    def train(self, mode: bool) -> Any:
+        """Enter or leave training."""
 
     def requires_grad_(self, wanted: bool) -> Any:
         """Freeze, or not."""
@@ -100,7 +100,7 @@ def load_module(
         first = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: weights do not fit the module they describe ({first})") from error
     module.backbone = metadata.get("backbone", "")
-    module.eval()
+    module.train(False)
     module.requires_grad_(False)
     module.to(device)
     return module
