@@ -8,10 +8,8 @@ and seeds, and with ``backbone=mixture`` also the exact posterior mean and an ex
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -31,10 +29,11 @@ from aid_control.images.backbones.registry import asset
 from aid_control.images.data import ImageSource, to_float, to_uint8, write_png
 from aid_control.images.guidance import DEFAULT_GUIDANCE, shipped_guidance
 from aid_control.images.inpaint import check_images, function_evaluations
-from aid_control.images.masks import MASK_KINDS, make_mask, read_mask
+from aid_control.images.masks import mask_source
 from aid_control.images.methods.projection import projection
 from aid_control.images.methods.replacement import replacement
 from aid_control.images.metrics import psnr, ssim, summary
+from aid_control.images.pictures import png
 from aid_control.program import program
 
 LABELS = {
@@ -54,12 +53,7 @@ def read_inputs(cfg: Any, side: int, channels: int) -> tuple[Tensor, Tensor, lis
     if n < 1:
         raise InputError(f"n is {cfg.n}; expected at least 1")
     images = to_float(source.stack(range(n)))
-    if cfg.mask in MASK_KINDS:
-        masks = torch.stack([make_mask(cfg.mask, side, cfg.seed + i) for i in range(n)])
-    elif str(cfg.mask).lower().endswith(".png") or os.path.exists(str(cfg.mask)):
-        masks = read_mask(cfg.mask, side).expand(n, 1, side, side)
-    else:
-        raise InputError(f"mask is {cfg.mask!r}; expected {', '.join(MASK_KINDS)} or a PNG file (white = known)")
+    masks = mask_source(str(cfg.mask), side)(range(cfg.seed, cfg.seed + n))
     return images, masks, [Path(name).stem for name in source.names[:n]]
 
 
@@ -117,10 +111,7 @@ def picture(x: Tensor, masks: Tensor, results: dict[str, Tensor], rows: int) -> 
             axes[i, j].imshow(to_uint8(images[i]).permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
             axes[i, j].axis("off")
     fig.tight_layout(pad=0.3)
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=130)
-    plt.close(fig)
-    return buffer.getvalue()
+    return png(fig, 130)
 
 
 def main(cfg: Any) -> None:

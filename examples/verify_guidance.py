@@ -13,8 +13,6 @@ import hashlib
 import json
 import math
 import multiprocessing
-import resource
-import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from aid_control.images.guidance import PyramidCritic
 from aid_control.images.pictures import picture_rows
 from aid_control.images.problem import GuidanceProblem, levels_of
 from aid_control.images.study import TRAINERS, Examination, Recipe, Study, faces, fit_guess, signals, train
+from aid_control.memory import peak_memory
 from aid_control.program import program
 from aid_control.report import Report
 from aid_control.trainer import ActorCritic, Batch
@@ -46,12 +45,8 @@ SHOWN = 6  # images in a picture
 
 
 def peak_megabytes() -> float:
-    """Largest resident memory of this process so far."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # on Linux ru_maxrss starts at the parent's size, even in a new program
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    """Largest resident memory of this process so far, in units of 2^20 bytes."""
+    return peak_memory() / 2**20
 
 
 def build(name: str, cfg: dict[str, Any]) -> Study:

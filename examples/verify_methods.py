@@ -15,7 +15,6 @@ exact, an image's result depends on its batch in no bit, DPS in sigma form is DP
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +38,7 @@ from aid_control.images.masks import MASK_KINDS, make_mask
 from aid_control.images.methods.dps import KEY as DPS_KEY
 from aid_control.images.methods.dps import dps
 from aid_control.images.methods.registry import METHODS, bind
+from aid_control.images.pictures import png
 from aid_control.noise import per_image_normal
 from aid_control.program import program
 from aid_control.report import Report
@@ -123,11 +123,9 @@ def vp_difference() -> float:
 
 
 @torch.no_grad()
-def batch_rows(report: Report, name: str, options: dict[str, Any], cfg: dict[str, Any]) -> None:
+def batch_rows(report: Report, name: str, net: MixtureBackbone, x: Tensor, masks: Tensor) -> None:
     """Known pixels, and batch 1 against batch 7, at six steps."""
-    net, x, _ = problems({**cfg, "images": 7})
-    masks = torch.stack([make_mask("mixed", net.shape[-1], i) for i in range(7)])
-    bound = bind(name, net, options=options)
+    bound = bind(name, net)
     whole, single = bound(x, masks, 6, list(range(7))), bound(x[4:5], masks[4:5], 6, [4])
     report.below(f"{name}: known pixels, largest difference", float((masks * (whole - x)).abs().max()), 0.0)
     report.below(f"{name}: batch 1 against batch 7, largest difference", float((whole[4:5] - single).abs().max()), 0.0)
@@ -144,10 +142,7 @@ def picture(moments: dict[str, tuple[Tensor, Tensor]], hole: Tensor) -> bytes:
     for ax in axes.flat:
         ax.axis("off")
     fig.tight_layout(pad=0.2)
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=140)
-    plt.close(fig)
-    return buffer.getvalue()
+    return png(fig, 140)
 
 
 def main(config: Any) -> int:
@@ -174,8 +169,10 @@ def main(config: Any) -> int:
 
     report = Report(settings=cfg)
     report.below("DPS in sigma form - DPS in VP form, 1,000 levels, largest difference", vp_difference(), 1e-10)
+    seven = net.sample([cfg["seed"] + 1000 + i for i in range(7)])
+    mixed = torch.stack([make_mask("mixed", net.shape[-1], i) for i in range(7)])
     for name in chosen:
-        batch_rows(report, name, {}, cfg)
+        batch_rows(report, name, net, seven, mixed)
     lines = [
         "| method | levels | options | calls (forth + back) | error of the mean | ratio of variances |",
         "|---|---|---|---|---|---|",

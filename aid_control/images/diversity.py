@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .metrics import region_mean
 
 __all__ = ["deviation_map", "hole_deviation", "known_error", "pairwise_distance"]
 
@@ -89,8 +90,7 @@ def hole_deviation(samples: Tensor, mask: Tensor) -> Tensor:
     """
     deviation = deviation_map(samples)
     _check_mask(mask, samples)
-    hole = (1 - mask)[:, 0].to(deviation).expand_as(deviation)
-    return (hole * deviation).sum((1, 2)) / hole.sum((1, 2))
+    return region_mean(deviation, 1 - mask)
 
 
 def known_error(out: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from .backbones.precond import Denoiser
 from .clock import Clock, within
 from .guidance import Guidance
 from .masks import check_mask
+from .module_files import check_trained_for
 from .problem import GuidanceProblem, Observation, levels_of
 
 __all__ = ["check_images", "check_shape", "function_evaluations", "inpaint", "starting_noise"]
@@ -98,11 +99,8 @@ def inpaint(
         raise InputError(f"solver is {solver!r}; expected euler or heun")
     if steps < 1:
         raise InputError(f"steps is {steps}; expected at least 1")
-    if guidance is not None and guidance.backbone and guidance.backbone != backbone.fingerprint:
-        raise InputError(
-            f"guidance was trained for backbone {guidance.backbone}, this one is "
-            f"{backbone.fingerprint or 'unnamed'}; expected guidance trained for this backbone"
-        )
+    if guidance is not None:
+        check_trained_for(guidance, backbone, "guidance")
     clock = clock or within(backbone.sigma_min, backbone.sigma_max)
     problem = GuidanceProblem(backbone, clock, base=base or (guidance.base if guidance is not None else "flow"))
     y = torch.where(mask.bool(), y, 0.0)

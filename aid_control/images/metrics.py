@@ -24,7 +24,7 @@ from torch.nn.functional import conv2d
 
 from ..errors import InputError
 
-__all__ = ["bootstrap", "psnr", "ssim", "ssim_map", "summary"]
+__all__ = ["bootstrap", "psnr", "region_mean", "ssim", "ssim_map", "summary"]
 
 PEAK = 2.0
 SIGMA = 1.5
@@ -39,8 +39,16 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.double(), b.double()
 
 
-def _region_mean(values: Tensor, region: Tensor) -> Tensor:
-    """Weighted mean of (B, H, W) over a (B or 1, 1, H, W) region; NaN where the region is empty."""
+def region_mean(values: Tensor, region: Tensor) -> Tensor:
+    """Weighted mean over a region.
+
+    Args:
+        values: (B, H, W).
+        region: weights (B or 1, 1, H, W).
+
+    Returns:
+        (B,); NaN where the region is empty.
+    """
     if region.ndim != 4 or region.shape[1] != 1 or region.shape[2:] != values.shape[1:]:
         expected = f"(B, 1, {values.shape[1]}, {values.shape[2]})"
         raise InputError(f"region of shape {tuple(region.shape)}; expected {expected}")
@@ -61,7 +69,7 @@ def psnr(a: Tensor, b: Tensor, region: Tensor | None = None) -> Tensor:
     """
     a, b = _pair(a, b)
     error = (a - b).square().mean(1)
-    mse = error.mean((1, 2)) if region is None else _region_mean(error, region)
+    mse = error.mean((1, 2)) if region is None else region_mean(error, region)
     return 10 * torch.log10(PEAK**2 / mse)
 
 
@@ -114,7 +122,7 @@ def ssim(a: Tensor, b: Tensor, region: Tensor | None = None) -> Tensor:
     values = ssim_map(a, b)
     if region is None:
         return values[:, RADIUS:-RADIUS, RADIUS:-RADIUS].mean((1, 2))
-    return _region_mean(values, region)
+    return region_mean(values, region)
 
 
 def summary(values: Tensor) -> dict[str, float]:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..checkpoint import load_tensors, save_tensors
 from ..errors import InputError
+from .backbones.precond import Denoiser
 from .backbones.registry import weights_file
 
-__all__ = ["TrainedModule", "load_module", "save_module"]
+__all__ = ["TrainedModule", "check_trained_for", "load_module", "save_module"]
 
 
 class TrainedModule(Protocol):
@@ -104,3 +105,21 @@ def load_module(
     module.requires_grad_(False)
     module.to(device)
     return module
+
+
+def check_trained_for(module: TrainedModule, backbone: Denoiser, noun: str) -> None:
+    """Refuse a module that was trained for another backbone; one of no backbone fits all.
+
+    Args:
+        module: trained module.
+        backbone: what it is to be used with.
+        noun: what messages call the module.
+
+    Raises:
+        InputError: if the fingerprints differ.
+    """
+    if module.backbone and module.backbone != backbone.fingerprint:
+        raise InputError(
+            f"{noun} was trained for backbone {module.backbone}, this one is {backbone.fingerprint or 'unnamed'}; "
+            f"expected {noun} trained for this backbone"
+        )

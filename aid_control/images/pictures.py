@@ -1,14 +1,15 @@
-"""Pictures of many images: one labelled row a method, one column an image."""
+"""Pictures of many images: one labelled row a method, one column an image; figures as bytes."""
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from torch import Tensor
 
 from .data import to_uint8
 
-__all__ = ["picture_rows"]
+__all__ = ["picture_rows", "png"]
 
 
 def picture_rows(rows: dict[str, Tensor], count: int, size: float = 1.3) -> bytes:
@@ -32,7 +33,19 @@ def picture_rows(rows: dict[str, Tensor], count: int, size: float = 1.3) -> byte
             axes[i, j].set(xticks=[], yticks=[])
         axes[i, 0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
     fig.tight_layout(pad=0.4)
+    return png(fig, 110)
+
+
+def png(fig: Any, dpi: int) -> bytes:
+    """A figure as the bytes of a PNG file; closes it.
+
+    Args:
+        fig: matplotlib figure, made by pyplot.
+        dpi: pixels an inch.
+    """
+    import matplotlib.pyplot as plt
+
     buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=110)
+    fig.savefig(buffer, dpi=dpi, format="png")
     plt.close(fig)
     return buffer.getvalue()

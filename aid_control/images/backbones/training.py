@@ -13,13 +13,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...noise import generator
 from ..data import batch_indices, to_float
 from .precond import Denoiser
 
-__all__ = ["BackboneTrainer", "edm_loss", "validate"]
+__all__ = ["BackboneTrainer", "edm_loss", "edm_weight", "hole_loss", "move_average", "validate"]
+
+
+def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """w(sigma) of the module, like ``sigma``.
+
+    Args:
+        sigma: noise levels.
+        sigma_data: standard deviation of the data.
+    """
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 def edm_loss(net: Denoiser, images: Tensor, log_sigma: Tensor, noise: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -33,9 +43,43 @@ def edm_loss(net: Denoiser, images: Tensor, log_sigma: Tensor, noise: Tensor, si
         sigma_data: standard deviation of the data.
     """
     sigma = log_sigma.exp()
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     error = net(images + sigma.reshape(-1, 1, 1, 1) * noise, sigma) - images
-    return weight * error.square().mean(dim=(1, 2, 3))
+    return edm_weight(sigma, sigma_data) * error.square().mean(dim=(1, 2, 3))
+
+
+def hole_loss(denoised: Tensor, x0: Tensor, mask: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """The same error in each image's hole only, (B,): small holes count like large ones.
+
+    Args:
+        denoised: D, (B, C, H, W).
+        x0: clean images like ``denoised``.
+        mask: (B, 1, H, W), 1 = known; some hole in each.
+        sigma: noise levels (B,).
+        sigma_data: standard deviation of the data.
+    """
+    hole = 1 - mask
+    error = (hole * (denoised - x0).square()).flatten(1).sum(1)
+    return edm_weight(sigma, sigma_data) * error / (x0.shape[1] * hole.flatten(1).sum(1))
+
+
+@torch.no_grad()
+def move_average(
+    average: dict[str, Tensor], net: nn.Module, batch: int, images_seen: int, halflife: float, rampup: float
+) -> None:
+    """Move averaged weights towards the present ones, by a half-life in images.
+
+    Args:
+        average: weights by name, changed in place.
+        net: the network.
+        batch: images of the iteration.
+        images_seen: so far, these included.
+        halflife: of the average.
+        rampup: the half-life is at most this share of the images seen.
+    """
+    decay = 0.5 ** (batch / max(min(halflife, rampup * images_seen), 1e-8))
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
 
 
 @torch.no_grad()
@@ -126,12 +170,7 @@ class BackboneTrainer:
         if torch.isfinite(norm):  # a broken batch is skipped, not learned from
             self.optimizer.step()
         self.images_seen += self.batch
-        halflife = min(self.ema_halflife, self.ema_rampup * self.images_seen)
-        decay = 0.5 ** (self.batch / max(halflife, 1e-8))
-        with torch.no_grad():
-            for name, value in self.net.state_dict().items():
-                if value.is_floating_point():
-                    self.ema[name].lerp_(value, 1 - decay)
+        move_average(self.ema, self.net, self.batch, self.images_seen, self.ema_halflife, self.ema_rampup)
         return float(loss.detach())
 
     def state(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ takes about twice as long.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..data import to_float, to_uint8
 from ..methods.registry import METHODS
+from ..pictures import png
 from .inputs import Inputs
 from .table import Cell, Table
 
@@ -72,7 +72,7 @@ def frontier(table: Table, cost: Literal["time", "nfe"]) -> bytes:
         handles, labels = ax.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     fig.legend(entries.values(), entries.keys(), loc="outside right upper", fontsize=7)
-    return _png(fig, plt)
+    return png(fig, 120)
 
 
 def picture_matrix(table: Table, inputs: Inputs, count: int) -> bytes:
@@ -108,7 +108,7 @@ def picture_matrix(table: Table, inputs: Inputs, count: int) -> bytes:
                 if i == k == 0:
                     ax.set_title(title, fontsize=7)
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    return _png(fig, plt)
+    return png(fig, 120)
 
 
 def _wrapped(label: str, width: int = 16) -> str:
@@ -124,10 +124,3 @@ def _pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
-
-
-def _png(fig: Any, plt: Any) -> bytes:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=120, format="png")
-    plt.close(fig)
-    return buffer.getvalue()

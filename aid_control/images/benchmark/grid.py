@@ -33,7 +33,6 @@ __all__ = ["ORIGINALS", "Shard", "file_hash", "lay_out", "own_options", "tensor_
 
 FORMAT = 1  # of the files; a change makes all results new
 ORIGINALS = "originals"  # in the place of a method: features of the images themselves
-COMMON = ("seeds", "class_labels", "clock", "callback", "module")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def file_hash(path: str | None) -> str:
 def own_options(method: str, settings: Settings) -> dict[str, Any]:
     """The options a method is called with: those given, and the solver where it has one."""
     given = dict(settings.options.get(method, {}))
-    if "solver" in _defaults(method):
+    if "solver" in METHODS[method].defaults:
         given.setdefault("solver", settings.solver)
     return given
 
@@ -132,8 +131,8 @@ def lay_out(
             shards.append(Shard(ORIGINALS, 0, "", rows.start, rows.stop, 0, 0, _digest(facts)))
     for method in methods:
         about = {
-            **common, "method": method, "options": {**_defaults(method), **own_options(method, settings)},
-            "source": file_hash(inspect.getsourcefile(_function(method))), "module": networks.get(method, ""),
+            **common, "method": method, "options": {**METHODS[method].defaults, **own_options(method, settings)},
+            "source": file_hash(inspect.getsourcefile(METHODS[method].function)), "module": networks.get(method, ""),
         }  # fmt: skip
         for steps, (draw, pieces), mask in product(settings.steps_of(method), draws, settings.masks):
             for rows, hashes in pieces:
@@ -166,12 +165,3 @@ def _digest(facts: dict[str, Any]) -> str:
 def _kept(settings: Settings) -> int:
     """How many images leave pictures: those shown, and those whose draws are compared."""
     return max(settings.pictures, settings.diversity_images if settings.diversity_seeds else 0)
-
-
-def _function(method: str) -> Any:
-    run = METHODS[method].run
-    return getattr(run, "__wrapped__", run)  # behind torch.no_grad
-
-
-def _defaults(method: str) -> dict[str, Any]:
-    return {k: v for k, v in (_function(method).__kwdefaults__ or {}).items() if k not in COMMON}

@@ -23,7 +23,7 @@ from ..backbones.wrappers import Counted
 from ..data import ImageSource, to_float
 from ..guided import autoguidance, classifier_free
 from ..inpaint import check_shape
-from ..masks import MASK_KINDS, make_mask, read_mask
+from ..masks import mask_source
 from ..methods.registry import Bound
 from .settings import Settings
 
@@ -80,14 +80,7 @@ class Inputs:
         self.source = ImageSource(path, self.shape[-1], self.shape[0])
         self.n = min(len(self.source), MOST if settings.n is None else settings.n)
         self.names = [Path(name).stem for name in self.source.names[: self.n]]
-        self.files: dict[str, Tensor] = {}
-        for mask in settings.masks:
-            if mask in MASK_KINDS:
-                continue
-            if not (mask.lower().endswith(".png") or os.path.exists(mask)):
-                kinds = ", ".join(MASK_KINDS)
-                raise InputError(f"mask is {mask!r}; expected {kinds} or a PNG file (white = known)")
-            self.files[mask] = read_mask(mask, self.shape[-1])
+        self.sources = {mask: mask_source(mask, self.shape[-1]) for mask in settings.masks}
         self._labels = self._read_labels(path)
 
     def images(self, rows: Sequence[int]) -> Tensor:
@@ -96,9 +89,7 @@ class Inputs:
 
     def masks(self, kind: str, rows: Sequence[int]) -> Tensor:
         """Masks (N, 1, H, W), 1 = known."""
-        if kind in self.files:
-            return self.files[kind].expand(len(rows), 1, *self.shape[1:])
-        return torch.stack([make_mask(kind, self.shape[-1], self.settings.seed + i) for i in rows])
+        return self.sources[kind](self.seeds(rows))
 
     def seeds(self, rows: Sequence[int], draw: int = 0) -> list[int]:
         """Seeds of the noise; draw 0 is that of all comparisons."""

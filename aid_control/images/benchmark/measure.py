@@ -13,7 +13,6 @@ method alone; the peak is the resident memory of the process while the shard ran
 from __future__ import annotations
 
 import json
-import resource
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint import save_tensors
+from ...memory import peak_memory
 from ..backbones.precond import Denoiser
 from ..data import to_float, to_uint8
 from ..diversity import known_error
@@ -150,10 +150,4 @@ def _peak(device: torch.device | str) -> float:
     """MB (10^6 bytes)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return peak_memory() / 1e6

@@ -18,6 +18,9 @@ inverted.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,7 +30,7 @@ from .files import check_mask, read_mask
 from .shapes import border, box, grid, half, integer, lines, random_box, random_pixels
 from .strokes import PRESETS, freeform
 
-__all__ = ["COVERED_KINDS", "MASK_KINDS", "check_mask", "make_mask", "read_mask"]
+__all__ = ["COVERED_KINDS", "MASK_KINDS", "check_mask", "make_mask", "mask_source", "read_mask"]
 
 # The place of a kind is part of its random key: new kinds are added at the end.
 MASK_KINDS = (
@@ -107,3 +110,25 @@ def make_mask(kind: str, size: int, seed: int, coverage: float | None = None) ->
     mask = _make(kind, size, rng, None)
     # Quarter turns against the clock; the hole of a half goes up, left, down.
     return torch.rot90(mask, turns, (1, 2)).contiguous() if kind == "half" else mask
+
+
+def mask_source(kind_or_file: str, size: int) -> Callable[[Sequence[int]], Tensor]:
+    """Masks by seed, from what a program's ``mask`` option says.
+
+    Args:
+        kind_or_file: one of ``MASK_KINDS``, or an image file (white = known), which is read here, once.
+        size: side in pixels.
+
+    Returns:
+        A function of seeds: (len(seeds), 1, size, size) float32; a file's mask is the same for all of them.
+
+    Raises:
+        InputError: if it is neither, or the file is no mask of that size.
+    """
+    if kind_or_file in MASK_KINDS:
+        return lambda seeds: torch.stack([make_mask(kind_or_file, size, seed) for seed in seeds])
+    if not (kind_or_file.lower().endswith(".png") or os.path.exists(kind_or_file)):
+        kinds = ", ".join(MASK_KINDS)
+        raise InputError(f"mask is {kind_or_file!r}; expected {kinds} or a PNG file (white = known)")
+    mask = read_mask(kind_or_file, size)
+    return lambda seeds: mask.expand(len(seeds), 1, size, size)

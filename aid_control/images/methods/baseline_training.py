@@ -11,15 +11,18 @@ restored run is the uninterrupted run.
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..backbones.conditional import ConditionalDenoiser, save_conditional
+from ..backbones.training import move_average
 from ..training import InpaintingData
 
-__all__ = ["BaselineTrainer", "Trainer"]
+__all__ = ["BaselineTrainer", "ConditionalTrainer", "Trainer"]
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class Trainer(Protocol):
@@ -48,7 +51,7 @@ class Trainer(Protocol):
         """Write the averaged weights."""
 
 
-class BaselineTrainer:
+class BaselineTrainer(Generic[N]):
     """Base class; a method's trainer adds networks and optimisers and defines :meth:`step`.
 
     Args:
@@ -61,18 +64,15 @@ class BaselineTrainer:
         seed: of everything random but the data's own draws.
 
     Attributes:
-        kind: kind of file that :meth:`save` writes.
         iteration: iterations done.
         average: averaged weights of ``net``.
         networks: everything that learns, by name.
         optimizers: theirs.
     """
 
-    kind = ""
-
     def __init__(
         self,
-        net: ConditionalDenoiser,
+        net: N,
         data: InpaintingData,
         batch: int,
         ema_halflife: float = 10_000,
@@ -88,7 +88,7 @@ class BaselineTrainer:
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
     @property
-    def module(self) -> ConditionalDenoiser:
+    def module(self) -> N:
         """The network that is kept."""
         return self.net
 
@@ -97,7 +97,7 @@ class BaselineTrainer:
         """Training images used so far, repetitions included."""
         return self.iteration * self.batch
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> float | dict[str, float]:
         """One iteration; returns what a progress bar shows."""
         raise NotImplementedError  # pragma: no cover - abstract
 
@@ -110,20 +110,14 @@ class BaselineTrainer:
         if torch.isfinite(norm):
             optimizer.step()
 
-    @torch.no_grad()
     def advance(self) -> None:
         """Count the iteration and move the average."""
         self.iteration += 1
-        halflife = min(self.ema_halflife, self.ema_rampup * self.images_seen)
-        decay = 0.5 ** (self.batch / halflife)
-        for name, value in self.net.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
+        move_average(self.average, self.net, self.batch, self.images_seen, self.ema_halflife, self.ema_rampup)
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
         return {
-            "kind": self.kind,
             "iteration": self.iteration,
             "average": self.average,
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
@@ -133,11 +127,29 @@ class BaselineTrainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state` (extra keys are ignored)."""
         self.iteration = int(state["iteration"])
-        self.average = {k: v.clone() for k, v in state["average"].items()}
+        self.average = {k: v.clone().to(self.average[k].device) for k, v in state["average"].items()}
         for name, net in self.networks.items():
             net.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the averaged weights, with the network's facts, as the method's module.
+
+        Args:
+            path: target, ``.safetensors``.
+        """
+        raise NotImplementedError  # pragma: no cover - abstract
+
+
+class ConditionalTrainer(BaselineTrainer[ConditionalDenoiser]):
+    """A trainer of a conditional denoiser, written as a file of its :attr:`kind`.
+
+    Attributes:
+        kind: kind of file that :meth:`save` writes.
+    """
+
+    kind = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the averaged weights, with the network's facts, as the method's module.

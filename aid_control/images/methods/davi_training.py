@@ -31,7 +31,7 @@ from ..backbones.precond import Denoiser
 from ..backbones.training import edm_loss
 from ..clock import DDPMClock
 from ..training import InpaintingData
-from .baseline_training import BaselineTrainer
+from .baseline_training import ConditionalTrainer
 from .davi import PERTURBATION, SIGMA_MAX, bridge, generate, kl_direction
 
 __all__ = ["DaviLoss", "DaviTrainer", "generator_loss"]
@@ -89,7 +89,7 @@ def generator_loss(
     return loss.kl * divergence + fit.mean()
 
 
-class DaviTrainer(BaselineTrainer):
+class DaviTrainer(ConditionalTrainer):
     """The alternating scheme of the module.
 
     Args:

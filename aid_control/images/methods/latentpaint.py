@@ -50,6 +50,7 @@ from ..backbones.precond import Denoiser
 from ..backbones.wrappers import Wrapped
 from ..clock import Clock
 from ..guided import GuidedDenoiser
+from ..module_files import check_trained_for
 from .propagation import Propagation
 from .task import Callback, ancestral, prepare
 
@@ -225,10 +226,6 @@ def _check(backbone: Denoiser, module: Propagation | None) -> None:
     net, channels = network(backbone), bottleneck_channels(backbone)
     if not channels:
         raise InputError(f"{type(net).__name__} has no features to propagate; expected no module for it")
-    if module.backbone and module.backbone != net.fingerprint:
-        raise InputError(
-            f"propagation module was trained for backbone {module.backbone}, this one is "
-            f"{net.fingerprint or 'unnamed'}; expected a module trained for this backbone"
-        )
+    check_trained_for(module, net, "propagation module")
     if module.config["channels"] != channels:
         raise InputError(f"propagation module of {module.config['channels']} channels; expected {channels}")

@@ -33,6 +33,7 @@ from torch import Tensor
 from ...rollout import Solver
 from ..backbones.conditional import ConditionalDenoiser, Given, load_conditional
 from ..backbones.precond import Denoiser
+from ..backbones.training import hole_loss
 from ..clock import Clock
 from ..inpaint import check_images, inpaint
 from .task import Callback
@@ -71,10 +72,7 @@ def palette_loss(
         sigma_data: standard deviation of the data.
     """
     x = images + sigma.reshape(-1, 1, 1, 1) * noise
-    hole = 1 - mask
-    error = (hole * (Given(net, images, mask)(x, sigma) - images)).square().sum((1, 2, 3))
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-    return weight * error / (images.shape[1] * hole.sum((1, 2, 3)))
+    return hole_loss(Given(net, images, mask)(x, sigma), images, mask, sigma, sigma_data)
 
 
 def palette(

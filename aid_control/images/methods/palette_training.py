@@ -11,7 +11,7 @@ import torch
 from ...noise import generator
 from ..backbones.conditional import ConditionalDenoiser
 from ..training import InpaintingData
-from .baseline_training import BaselineTrainer
+from .baseline_training import ConditionalTrainer
 from .palette import palette_loss
 
 __all__ = ["PaletteTrainer"]
@@ -19,7 +19,7 @@ __all__ = ["PaletteTrainer"]
 KEY = 0x9A1E
 
 
-class PaletteTrainer(BaselineTrainer):
+class PaletteTrainer(ConditionalTrainer):
     """Adam on :func:`.palette.palette_loss`.
 
     Args:

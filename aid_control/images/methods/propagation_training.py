@@ -16,7 +16,6 @@ All randomness is keyed by (seed, iteration): a restarted run is the uninterrupt
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,32 +23,18 @@ from torch import Tensor
 from ...errors import InputError
 from ...noise import generator, normal
 from ..backbones.precond import Denoiser
+from ..backbones.training import hole_loss
 from ..training import InpaintingData
+from .baseline_training import BaselineTrainer
 from .latentpaint import bottleneck_channels, mixed_denoise, network
 from .propagation import Propagation, save_propagation
 
-__all__ = ["PropagationTrainer", "hole_loss"]
+__all__ = ["PropagationTrainer"]
 
 KEY = 0x1A70
 
 
-def hole_loss(denoised: Tensor, x0: Tensor, mask: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """The weighted error of each image in its hole, (B,).
-
-    Args:
-        denoised: D, (B, C, H, W).
-        x0: clean images like ``denoised``.
-        mask: (B, 1, H, W), 1 = known; some hole in each.
-        sigma: noise levels (B,).
-        sigma_data: standard deviation of the data.
-    """
-    hole = 1 - mask
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-    error = (hole * (denoised - x0).square()).flatten(1).sum(1)
-    return weight * error / (x0.shape[1] * hole.flatten(1).sum(1))
-
-
-class PropagationTrainer:
+class PropagationTrainer(BaselineTrainer[Propagation]):
     """Adam on the loss of the module's docstring, with an average of the weights; :meth:`step` is one iteration.
 
     Args:
@@ -64,11 +49,6 @@ class PropagationTrainer:
         ema_rampup: the half-life is at most this fraction of the images seen.
         clip: bound of the gradient's norm.
         seed: of everything random but the data's own draws; the first weights included.
-
-    Attributes:
-        module: what is trained.
-        average: its averaged weights.
-        iteration: how many are done.
 
     Raises:
         InputError: for a backbone without features.
@@ -91,21 +71,13 @@ class PropagationTrainer:
         channels = bottleneck_channels(backbone)
         if not channels:
             raise InputError(f"{type(network(backbone)).__name__} has no features to propagate; expected a U-Net")
-        self.backbone, self.data, self.batch, self.clip, self.seed = backbone, data, batch, clip, seed
-        self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
-        self.P_mean, self.P_std = P_mean, P_std
+        self.backbone, self.P_mean, self.P_std = backbone, P_mean, P_std
         with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
             torch.manual_seed(seed)
-            self.module = Propagation(channels, width).to(data.device)
-        self.module.backbone = network(backbone).fingerprint
-        self.average = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
-        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=lr, betas=(0.9, 0.99))
-        self.iteration = 0
-
-    @property
-    def images_seen(self) -> int:
-        """Training images used so far, repetitions included."""
-        return self.iteration * self.batch
+            module = Propagation(channels, width).to(data.device)
+        module.backbone = network(backbone).fingerprint
+        super().__init__(module, data, batch, ema_halflife, ema_rampup, clip, seed)
+        self.optimizers["net"] = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
 
     def loss(self, iteration: int) -> Tensor:
         """The mean loss of one iteration's batch."""
@@ -122,37 +94,9 @@ class PropagationTrainer:
         """One iteration; returns the loss."""
         self.module.train()
         loss = self.loss(self.iteration)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
-        if torch.isfinite(norm):  # a broken batch is skipped, not learned from
-            self.optimizer.step()
-        self.iteration += 1
-        halflife = min(self.ema_halflife, self.ema_rampup * self.images_seen)
-        with torch.no_grad():
-            for name, value in self.module.state_dict().items():
-                self.average[name].lerp_(value, 1 - 0.5 ** (self.batch / max(halflife, 1e-8)))
+        self.descend("net", loss)
+        self.advance()
         return float(loss.detach())
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on."""
-        return {
-            "module": self.module.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "iteration": self.iteration,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state` (extra keys are ignored).
-
-        Args:
-            state: of a trainer with the same settings.
-        """
-        self.module.load_state_dict(state["module"])
-        self.average = {k: v.clone().to(self.data.device) for k, v in state["average"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration = int(state["iteration"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the averaged module, with its facts, for :func:`.propagation.load_propagation`.

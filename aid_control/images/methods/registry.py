@@ -35,6 +35,8 @@ from .sdedit import sdedit
 
 __all__ = ["METHODS", "Bound", "Entry", "bind"]
 
+COMMON = ("seeds", "class_labels", "clock", "callback", "module")  # keywords that are no option of a method
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -52,6 +54,17 @@ class Entry:
     run: Callable[..., Tensor]
     load: Callable[..., nn.Module] | None = None
     shipped: str = ""
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """``run`` itself, behind decorators."""
+        return getattr(self.run, "__wrapped__", self.run)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The method's own options and their published values."""
+        keywords = getattr(self.function, "__kwdefaults__", None) or {}
+        return {name: value for name, value in keywords.items() if name not in COMMON}
 
 
 METHODS: dict[str, Entry] = {
@@ -159,11 +172,9 @@ def bind(
     entry, options = METHODS[name], options or {}
     if entry.load is None and weights is not None:
         raise InputError(f"{name} has no trained module; expected no weights for it")
-    known = getattr(entry.run, "__wrapped__", entry.run).__kwdefaults__ or {}
     for option in options:
-        if option not in known or option in ("seeds", "class_labels", "clock", "callback", "module"):
-            own = [o for o in known if o not in ("seeds", "class_labels", "clock", "callback", "module")]
-            raise InputError(f"{name} has no option {option!r}; expected {', '.join(own) or 'none'}")
+        if option not in entry.defaults:
+            raise InputError(f"{name} has no option {option!r}; expected {', '.join(entry.defaults) or 'none'}")
     module = weights
     if entry.load is not None and not isinstance(weights, nn.Module):
         module = entry.load(weights or entry.shipped, device)
