@@ -1,7 +1,7 @@
 """Continuous-time, entropy-regularised control, verified against closed forms, used to guide diffusion models.
 
-The generic layer knows neither linear-quadratic problems (:mod:`aid_control.lq`) nor images
-(:mod:`aid_control.images`); both only supply problems and networks to it.
+The generic layer knows neither linear-quadratic problems (`aid_control.lq`) nor images
+(`aid_control.images`); both only supply problems and networks to it.
 """
 
 from .errors import InputError

@@ -84,7 +84,7 @@ def save_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically; the inverse of :func:`load_tensors`."""
+    """Write a safetensors file atomically; the inverse of `load_tensors`."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     atomic_write(path, save(plain, metadata=metadata))
 
@@ -111,7 +111,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote.
+    """Read what `save_state` wrote.
 
     Raises:
         InputError: if the file is missing, truncated, or of another kind.

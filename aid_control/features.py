@@ -1,8 +1,8 @@
-r"""Functions linear in their weights: values :math:`\theta \cdot \varphi(t, x)`, means :math:`W \varphi(t, x)`.
+r"""Functions linear in their weights: values $\theta \cdot \varphi(t, x)$, means $W \varphi(t, x)$.
 
 They are ordinary modules, so every gradient method takes them in the place of a network; the methods that *solve*
-for the weights (least squares) ask for :meth:`features` as well.  ``groups`` = S holds S independent weight
-vectors, each for its own group of rows (:mod:`.linear`): S seeds or S problems learn in one rollout.
+for the weights (least squares) ask for `features` as well.  ``groups`` = S holds S independent weight
+vectors, each for its own group of rows (`linear`): S seeds or S problems learn in one rollout.
 """
 
 from __future__ import annotations

@@ -2,17 +2,21 @@ r"""The Hamilton-Jacobi-Bellman equation, plain and exploratory, for any problem
 
 With p = grad V, Y = hess V, the Hamiltonian of the action u is
 
-.. math::  H(u) = p \cdot (b + B u) + \tfrac12 \mathrm{tr}(\sigma\sigma' Y) + f + c(t, x, u)
-                = h_0 + g \cdot u + \tfrac12 u' S u ,
+$$
+H(u) = p \cdot (b + B u) + \tfrac12 \mathrm{tr}(\sigma\sigma' Y) + f + c(t, x, u)
+= h_0 + g \cdot u + \tfrac12 u' S u ,
+$$
 
 quadratic because the drift and sigma are affine in u and c is quadratic.  The value solves
 
-.. math::  V_t - \rho V + \min_u H = 0 ,
-    \qquad V^\tau_t - \rho V^\tau + \min_\pi \Big\{ \int H\, d\pi + \tau \int \log \pi\, d\pi \Big\} = 0 .
+$$
+V_t - \rho V + \min_u H = 0 ,
+\qquad V^\tau_t - \rho V^\tau + \min_\pi \Big\{ \int H\, d\pi + \tau \int \log \pi\, d\pi \Big\} = 0 .
+$$
 
-The second minimum is the soft minimum :math:`-\tau \log \int e^{-H(u)/\tau} du`, attained by the Gibbs policy
-:math:`\pi \propto e^{-H/\tau}`; for quadratic H it is :math:`N(-S^{-1}g, \tau S^{-1})` and equals
-:math:`\min H - \tfrac\tau2 \log\big((2\pi\tau)^m / \det S\big)` (Wang, Zariphopoulou & Zhou 2020).  Derivatives come
+The second minimum is the soft minimum $-\tau \log \int e^{-H(u)/\tau} du$, attained by the Gibbs policy
+$\pi \propto e^{-H/\tau}$; for quadratic H it is $N(-S^{-1}g, \tau S^{-1})$ and equals
+$\min H - \tfrac\tau2 \log\big((2\pi\tau)^m / \det S\big)$ (Wang, Zariphopoulou & Zhou 2020).  Derivatives come
 from automatic differentiation of the problem's own functions, so nothing here knows how a problem was solved.
 """
 

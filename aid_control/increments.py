@@ -1,6 +1,6 @@
 r"""Pre-sampled Brownian increments on a grid: common random numbers made explicit.
 
-:math:`\Delta W_k = W_{t_{k+1}} - W_{t_k}` are drawn once and handed to whatever runs on them, so that two
+$\Delta W_k = W_{t_{k+1}} - W_{t_k}$ are drawn once and handed to whatever runs on them, so that two
 policies, two schemes or two step sizes can be compared *on the same paths*: the difference of two costs then
 has a far smaller variance than either.  Coarsening sums neighbours, i.e. it observes the same paths less
 often; an antithetic set adds the reflected paths -W.

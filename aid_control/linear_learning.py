@@ -2,10 +2,12 @@ r"""Actor-critic with linear parameterisations, by least squares: learning a pol
 
 An iteration runs the current Gaussian policy through the problem (only states, actions and observed costs are used,
 never the problem's coefficients), solves the martingale conditions of the critic J and of the advantage rate q in
-one linear system (:func:`.improvement.q_learning.least_squares_q`), and moves the actor's mean by a step of a
+one linear system (`improvement.q_learning.least_squares_q`), and moves the actor's mean by a step of a
 schedule,
 
-.. math::  m_{n+1} = m_n - a_n\, S^{-1} g ,
+$$
+m_{n+1} = m_n - a_n\, S^{-1} g ,
+$$
 
 the natural policy gradient (g is the gradient of q at the mean, S its curvature).  With a_n = 1 it is policy
 iteration; a falling a_n averages the noise of successive batches.  The returned mean is an average over the last

@@ -28,7 +28,7 @@ Engine = Literal["own", "torchsde"]
 
 
 class Motion:
-    """The steps of one rollout; the arguments are those of :func:`.rollout.rollout`.
+    """The steps of one rollout; the arguments are those of `rollout.rollout`.
 
     Raises:
         ValueError: for a scheme that does not fit the noise, or increments that do not fit grid and problem.

@@ -1,26 +1,32 @@
 r"""Two small problems that are not linear-quadratic, to be solved on a grid or learned.
 
-**Double well**, one dimension: the frozen drift falls into the nearer of two wells of :math:`U = \kappa (x^2-1)^2`,
+**Double well**, one dimension: the frozen drift falls into the nearer of two wells of $U = \kappa (x^2-1)^2$,
 
-.. math::  dX = \big(-U'(X) + u\big) dt + \sigma\, dW , \quad U' = 4 \kappa x (x^2 - 1), \qquad
-           J = E\Big[\tfrac R2 \int_0^T u^2 dt + \nu (X_T^2 - 1)^2\Big] .
+$$
+dX = \big(-U'(X) + u\big) dt + \sigma\, dW , \quad U' = 4 \kappa x (x^2 - 1), \qquad
+J = E\Big[\tfrac R2 \int_0^T u^2 dt + \nu (X_T^2 - 1)^2\Big] .
+$$
 
-As noise and control act on the same coordinate, :math:`V = -\lambda \log \psi` with :math:`\lambda = \sigma^2 R` makes
+As noise and control act on the same coordinate, $V = -\lambda \log \psi$ with $\lambda = \sigma^2 R$ makes
 the quadratic terms of the HJB equation cancel (Hopf 1950, Cole 1951; Kappen 2005), and
-:math:`\psi = e^{U/\sigma^2} \varphi` makes what is left self-adjoint: a Schroedinger equation in imaginary time,
+$\psi = e^{U/\sigma^2} \varphi$ makes what is left self-adjoint: a Schroedinger equation in imaginary time,
 
-.. math::  \varphi_t + \tfrac{\sigma^2}2 \varphi_{xx} - W \varphi = 0, \quad
-           W = \frac{U'^2}{2\sigma^2} - \frac{U''}2, \qquad
-           \varphi(T) = e^{-U/\sigma^2 - \Psi/\lambda} .
+$$
+\varphi_t + \tfrac{\sigma^2}2 \varphi_{xx} - W \varphi = 0, \quad
+W = \frac{U'^2}{2\sigma^2} - \frac{U''}2, \qquad
+\varphi(T) = e^{-U/\sigma^2 - \Psi/\lambda} .
+$$
 
-:class:`DoubleWell` solves it by sinc collocation and the matrix exponential: :math:`\varphi` is entire and decays like
-:math:`e^{-U/\sigma^2}`, so the error is at rounding level.
+`DoubleWell` solves it by sinc collocation and the matrix exponential: $\varphi$ is entire and decays like
+$e^{-U/\sigma^2}$, so the error is at rounding level.
 
 **Van der Pol**, two dimensions: the oscillator
-:math:`b(x) = (x_2,\ \mu(1 - x_1^2)\,x_2 - x_1)`, driven through a gain matrix B by m controls,
+$b(x) = (x_2,\ \mu(1 - x_1^2)\,x_2 - x_1)$, driven through a gain matrix B by m controls,
 
-.. math::  dX = (b(X) + B u)\, dt + \mathrm{diag}(\sigma_1, \sigma_2)\, dW , \qquad
-           J = E\Big[\int_0^T \tfrac q2 |X|^2 + \tfrac R2 |u|^2 dt + \tfrac g2 |X_T|^2\Big] .
+$$
+dX = (b(X) + B u)\, dt + \mathrm{diag}(\sigma_1, \sigma_2)\, dW , \qquad
+J = E\Big[\int_0^T \tfrac q2 |X|^2 + \tfrac R2 |u|^2 dt + \tfrac g2 |X_T|^2\Big] .
+$$
 """
 
 from __future__ import annotations

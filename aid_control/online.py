@@ -2,11 +2,12 @@ r"""Online actor-critic: learn at every step of running streams, discounted, epi
 
 After the step from (t, X) under the sampled action A to X',
 
-.. math::
-    \delta = J(t', X') - J(t, X) + \big(c + \tau\log\pi(A) - \rho J(t, X) - \eta\big)\Delta t, \qquad
-    \theta \mathrel{+}= a_\theta\, \partial_\theta J\, \delta, \quad
-    \phi \mathrel{-}= a_\phi\, \partial_\phi \log\pi(A)\, \delta, \quad
-    \eta \mathrel{+}= a_\eta\, \delta .
+$$
+\delta = J(t', X') - J(t, X) + \big(c + \tau\log\pi(A) - \rho J(t, X) - \eta\big)\Delta t, \qquad
+\theta \mathrel{+}= a_\theta\, \partial_\theta J\, \delta, \quad
+\phi \mathrel{-}= a_\phi\, \partial_\phi \log\pi(A)\, \delta, \quad
+\eta \mathrel{+}= a_\eta\, \delta .
+$$
 
 - *discounted*: infinite horizon, rho > 0, eta = 0;
 - *episodic*: finite horizon; J(T, .) is the observed terminal cost, and the streams start again after it;
@@ -36,7 +37,7 @@ __all__ = ["LogVariance", "OnlineActorCritic"]
 
 
 class LogVariance(nn.Module):
-    """v = exp(w), one learned number, constant in time: a covariance for :class:`.policy.GaussianPolicy`.
+    """v = exp(w), one learned number, constant in time: a covariance for `policy.GaussianPolicy`.
 
     Args:
         start: v at the start.

@@ -1,9 +1,9 @@
-r"""Gaussian policies :math:`\pi(\cdot\,|\,t, x) = N(m_\phi(t, x; \xi), \Sigma_t)`.
+r"""Gaussian policies $\pi(\cdot\,|\,t, x) = N(m_\phi(t, x; \xi), \Sigma_t)$.
 
 For a drift affine in the control and a cost quadratic in it the optimal exploratory policy is the Gibbs
 measure exp(-H/tau), a Gaussian whose mean is the optimal *deterministic* control and whose covariance is
-:math:`\tau S^{-1}` (recovery theorem; S = R when the noise is free of the control): only the mean matters at
-deployment.  The covariance is a number v (:math:`\Sigma = v I`, any shape of control), a matrix (m, m), or a
+$\tau S^{-1}$ (recovery theorem; S = R when the noise is free of the control): only the mean matters at
+deployment.  The covariance is a number v ($\Sigma = v I$, any shape of control), a matrix (m, m), or a
 stack (S, m, m) for S groups of rows.
 """
 

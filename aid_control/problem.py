@@ -1,20 +1,21 @@
 r"""The control problem, a minimisation, as the user writes it down.
 
-.. math::
-    dX = \big(b(t, X; \xi) + B(t, X)\, u\big) dt + \sigma(t, X, u)\, dW, \qquad
-    J = E\Big[\int_0^T e^{-\rho t} \big( f(t, X) + c(t, X, u) \big) dt + e^{-\rho T}\, \Psi(X_T)\Big],
+$$
+dX = \big(b(t, X; \xi) + B(t, X)\, u\big) dt + \sigma(t, X, u)\, dW, \qquad
+J = E\Big[\int_0^T e^{-\rho t} \big( f(t, X) + c(t, X, u) \big) dt + e^{-\rho T}\, \Psi(X_T)\Big],
+$$
 
-with the control cost :math:`c = \tfrac12 R_t |u|^2` unless a problem says otherwise.  The state is any tensor
-(B, ...); :math:`|u|^2` and inner products sum over all but the batch dimension, so the layer knows neither
-vectors nor images.  :math:`\xi` is the context a policy may see.  The terminal cost may use a ``target`` that
+with the control cost $c = \tfrac12 R_t |u|^2$ unless a problem says otherwise.  The state is any tensor
+(B, ...); $|u|^2$ and inner products sum over all but the batch dimension, so the layer knows neither
+vectors nor images.  $\xi$ is the context a policy may see.  The terminal cost may use a ``target`` that
 the policy must not see (for guidance: the clean image).
 
 A frozen system may be expensive to ask (a network).  What it answers at (t, x) is its *probe* D: it is
 computed once a step, kept in the trajectory, and handed to drift, policy and critic.
 
-A problem with a scalar gain and a scalar weight overrides :meth:`~ControlProblem.gain` and
-:meth:`~ControlProblem.control_weight`; one with matrices overrides :meth:`~ControlProblem.push`,
-:meth:`~ControlProblem.pull` and :meth:`~ControlProblem.control_cost`.
+A problem with a scalar gain and a scalar weight overrides `gain` and
+`control_weight`; one with matrices overrides `push`,
+`pull` and `control_cost`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class ControlProblem:
     Attributes:
         horizon: T.
         discount: rho >= 0.
-        noise: what :meth:`diffusion` returns: ``"none"``; ``"diagonal"``, a tensor like x; or ``"columns"``,
+        noise: what `diffusion` returns: ``"none"``; ``"diagonal"``, a tensor like x; or ``"columns"``,
             (B, d, n) for flat states (B, d) and an n-dimensional Brownian motion.
     """
 
@@ -85,7 +86,7 @@ class ControlProblem:
         return 0.5 * self.control_weight(t) * inner(u, u)
 
     def response(self, t: Tensor, x: Tensor, p: Tensor) -> Tensor:
-        r"""The control that minimises :math:`c(t, x, u) + p \cdot Bu` for a costate p like x, where sigma is free of u.
+        r"""The control that minimises $c(t, x, u) + p \cdot Bu$ for a costate p like x, where sigma is free of u.
 
         Args:
             t: scalar time.
@@ -95,7 +96,7 @@ class ControlProblem:
         return -self.pull(t, x, p) / self.control_weight(t)
 
     def exploration_cost(self, t: Tensor, covariance: Tensor, dim: int) -> Tensor:
-        r"""What a Gaussian spread adds to the expected control cost, :math:`\tfrac12 tr(R \Sigma)`.
+        r"""What a Gaussian spread adds to the expected control cost, $\tfrac12 tr(R \Sigma)$.
 
         Args:
             t: scalar time.
@@ -118,11 +119,11 @@ class ControlProblem:
         raise NotImplementedError  # pragma: no cover - abstract
 
     def diffusion(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor | None:
-        """sigma(t, x, u) in the layout that :attr:`noise` names, affine in u; ``None`` for ``"none"``."""
+        """sigma(t, x, u) in the layout that `noise` names, affine in u; ``None`` for ``"none"``."""
         return None
 
     def noise_dim(self, x: Tensor) -> tuple[int, ...]:
-        """Shape of one path's Brownian motion; override it where :attr:`noise` is ``"columns"``."""
+        """Shape of one path's Brownian motion; override it where `noise` is ``"columns"``."""
         return tuple(x.shape[1:])
 
     def diffuse(self, t: Tensor, x: Tensor, u: Tensor, dw: Tensor) -> Tensor:
@@ -136,8 +137,8 @@ class ControlProblem:
     def exploration_columns(self, t: Tensor, x: Tensor, factor: Tensor) -> Tensor | None:
         r"""Columns (B, d, n') that sampling adds to the averaged diffusion, or ``None``.
 
-        With :math:`\sigma_j = \dots + D_j u` and :math:`\Sigma = F F'` the relaxed coefficient
-        :math:`\tilde\sigma\tilde\sigma' = \int \sigma\sigma' d\pi` has the extra columns :math:`D_j F`.
+        With $\sigma_j = \dots + D_j u$ and $\Sigma = F F'$ the relaxed coefficient
+        $\tilde\sigma\tilde\sigma' = \int \sigma\sigma' d\pi$ has the extra columns $D_j F$.
 
         Args:
             t: scalar time.
@@ -147,7 +148,7 @@ class ControlProblem:
         return None
 
     def policy_variance(self, t: Tensor, temperature: float, dim: int) -> Tensor | float:
-        r"""The fixed variance v with :math:`\tfrac12 R_t v d = \lambda` (AID, section 2 of its paper).
+        r"""The fixed variance v with $\tfrac12 R_t v d = \lambda$ (AID, section 2 of its paper).
 
         It is the optimum of the entropy-regularised problem at tau = 2 lambda / d, and makes exploration
         cost exactly lambda per unit time, whatever R.

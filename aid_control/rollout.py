@@ -1,7 +1,7 @@
 r"""Running a policy through a problem on a grid of times.
 
 The action is held over each step [t_k, t_{k+1}] (that *is* a policy in discrete time), and the state moves by
-one scheme of :mod:`.schemes` on pre-sampled Brownian increments, or by torchsde on the same or its own paths.
+one scheme of `schemes` on pre-sampled Brownian increments, or by torchsde on the same or its own paths.
 
 Execution modes:
 

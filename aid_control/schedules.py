@@ -1,6 +1,6 @@
 r"""Step sizes and temperatures that change with the iteration, and sets that parameters are kept in.
 
-Stochastic approximation wants :math:`\sum a_n = \infty, \sum a_n^2 < \infty`; projections keep an iterate in a set
+Stochastic approximation wants $\sum a_n = \infty, \sum a_n^2 < \infty$; projections keep an iterate in a set
 known to contain the answer until it settles (Huang, Jia & Zhou 2025 project both the gain and the variance).
 """
 

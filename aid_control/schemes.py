@@ -1,9 +1,9 @@
-r"""One step of an SDE, :math:`dX = f(t, X)\,dt + \sigma(t, X)\,dW`, from t to s: pure functions.
+r"""One step of an SDE, $dX = f(t, X)\,dt + \sigma(t, X)\,dW$, from t to s: pure functions.
 
 A field is given by its velocity f(t, x) and by the *action* of its diffusion, g(t, x, dW) = sigma(t, x) dW,
 which costs less than sigma itself.  Strong orders: Euler-Maruyama 1/2 (1 for additive noise), Milstein 1 for
 commutative noise (diagonal, scalar, or one column; Kloeden & Platen 1992, section 10.3).  Heun is of order 2
-and for deterministic fields.  :func:`torchsde_step` hands the same step to torchsde.
+and for deterministic fields.  `torchsde_step` hands the same step to torchsde.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Field:
 
 
 def euler(field: Field, t: Tensor, s: Tensor, x: Tensor, dw: Tensor | None) -> Tensor:
-    r"""Euler-Maruyama: :math:`X + f \Delta t + \sigma \Delta W`."""
+    r"""Euler-Maruyama: $X + f \Delta t + \sigma \Delta W$."""
     x_next = x + (s - t) * field.velocity(t, x)
     return x_next if field.diffuse is None or dw is None else x_next + field.diffuse(t, x, dw)
 
@@ -56,8 +56,10 @@ def heun(field: Field, t: Tensor, s: Tensor, x: Tensor, dw: Tensor | None) -> Te
 def milstein(field: Field, t: Tensor, s: Tensor, x: Tensor, dw: Tensor | None) -> Tensor:
     r"""Milstein for commutative noise.
 
-    .. math:: X + f \Delta t + \sigma \Delta W
-              + \tfrac12 \sum_{j,l} (D\sigma_j)\,\sigma_l\, (\Delta W_j \Delta W_l - \delta_{jl} \Delta t).
+    $$
+    X + f \Delta t + \sigma \Delta W
+    + \tfrac12 \sum_{j,l} (D\sigma_j)\,\sigma_l\, (\Delta W_j \Delta W_l - \delta_{jl} \Delta t).
+    $$
 
     The double sum is one Jacobian-vector product of x -> sigma(x) dW along sigma(x) dW; its diagonal is one
     product for diagonal noise (sigma_i a function of x_i) and one a column otherwise.
@@ -160,7 +162,7 @@ def torchsde_step(field: Field, t: Tensor, s: Tensor, x: Tensor, path: Any, meth
         t: start.
         s: end.
         x: states.
-        path: a Brownian object of torchsde, or :class:`PathBrownian`.
+        path: a Brownian object of torchsde, or `PathBrownian`.
         method: torchsde's name of a scheme: euler, milstein, srk ...
     """
     ts = torch.stack([t, s]).to(x)

@@ -1,10 +1,12 @@
 r"""The one loop: rollout, policy evaluation, policy improvement.
 
 An iteration runs the current policy through the problem, updates the critic by a martingale method
-(:mod:`.evaluation`; and, if asked, by its terminal condition), asks an estimator of :mod:`.improvement` for target
+(`evaluation`; and, if asked, by its terminal condition), asks an estimator of `improvement` for target
 actions w_k, and moves the mean:
 
-.. math::  L(\phi) = \tfrac12 E \sum_k \omega_k\, | m_\phi(t_k, X_k; \xi) - w_k |^2 ,
+$$
+L(\phi) = \tfrac12 E \sum_k \omega_k\, | m_\phi(t_k, X_k; \xi) - w_k |^2 ,
+$$
 
 whose gradient at the current policy is the (variance-pre-multiplied) policy gradient.  The estimator
 ``"policy_gradient"`` is the plain policy gradient of the entropy-regularised problem instead, for a policy whose
@@ -65,8 +67,8 @@ class ActorCritic:
         temperature: lambda, the cost of exploration a unit of time; tau for ``"policy_gradient"``.  A number, or
             a schedule of the iteration.
         estimator: ``"score"``, ``"antithetic"``, ``"stein"``, ``"adjoint"``, ``"policy_gradient"`` or ``"backprop"``;
-            or a function with the signature of :func:`.improvement.stein_targets`.
-        evaluation: how the critic learns: a name of :data:`.evaluation.EVALUATIONS`, or ``"clstd"``.
+            or a function with the signature of `improvement.stein_targets`.
+        evaluation: how the critic learns: a name of `evaluation.EVALUATIONS`, or ``"clstd"``.
         mode: how rollouts execute the policy; ``"score"`` needs ``"sampled"``.
         actor_lr: Adam's rate for the actor.
         critic_lr: and for the critic.
@@ -297,7 +299,7 @@ class ActorCritic:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state`."""
+        """Go on from `state`."""
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         if self.covariance is not None:

@@ -4,13 +4,15 @@ Two accounts of exploration lead to the same policy mean:
 
 - *entropy*: the cost carries tau log pi (``temperature`` of a rollout); the critic is V^tau itself;
 - *fixed variance* (AID): with the policy variance fixed by lambda
-  (:meth:`.problem.ControlProblem.policy_variance`) exploration costs lambda a unit of time whatever the policy does,
+  (`problem.ControlProblem.policy_variance`) exploration costs lambda a unit of time whatever the policy does,
   so the exploratory value is the deterministic one up to time:
 
-.. math::  V^{(\lambda)}(t, x) = V(t, x) - \lambda t, \qquad V^{(\lambda)}(T, x) = \Psi(x) - \lambda T .
+$$
+V^{(\lambda)}(t, x) = V(t, x) - \lambda t, \qquad V^{(\lambda)}(T, x) = \Psi(x) - \lambda T .
+$$
 
-:class:`Shifted` adds the shift (none for lambda = 0) to a critic of V, anchors it at T, and differentiates it in x.
-Critics linear in their weights are in :mod:`.features`.
+`Shifted` adds the shift (none for lambda = 0) to a critic of V, anchors it at T, and differentiates it in x.
+Critics linear in their weights are in `features`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@ r"""DPS here, in azula and in deepinv on one denoiser: time of a step, and what 
 All three run their own loop around ``load_backbone()`` at the levels of deepinv's variance-preserving schedule, which
 azula and we take as an argument, t = 1 ... 0 in equal steps,
 
-.. math::  \sigma(t)^2 = e^{B(t)} - 1, \qquad \alpha(t) = e^{-B(t)/2}, \qquad B(t) = 0.1\, t + 9.95\, t^2 .
+$$
+\sigma(t)^2 = e^{B(t)} - 1, \qquad \alpha(t) = e^{-B(t)/2}, \qquad B(t) = 0.1\, t + 9.95\, t^2 .
+$$
 
 *Time.*  The libraries take turns with noise of their own; the order rotates, a row is the median of the turns' ratios
 (three times as many turns at batch 1 as the ``reps`` at ``batch``).  The bars of 1.05 hold for processor time, which

@@ -1,6 +1,6 @@
 """Policy evaluation by the martingale characterisation of the value; one method a file.
 
-``EVALUATIONS`` are losses (value, trajectory) -> scalar whose gradient moves any critic; :func:`clstd` solves for the
+``EVALUATIONS`` are losses (value, trajectory) -> scalar whose gradient moves any critic; `clstd` solves for the
 weights of a linear one.  ``mstde`` is the documented negative control.
 """
 

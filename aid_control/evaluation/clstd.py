@@ -1,13 +1,14 @@
 r"""CLSTD(lambda): the CTD equations solved exactly, for critics linear in their weights (Jia & Zhou 2022a).
 
-With :math:`J = \theta\cdot\varphi` the orthogonality conditions :math:`E\sum_k \xi_k\, dM_k = 0` are p linear
+With $J = \theta\cdot\varphi$ the orthogonality conditions $E\sum_k \xi_k\, dM_k = 0$ are p linear
 equations (section 4.2 there),
 
-.. math::
-    E\sum_k \xi_k\,(d_k\varphi_k - d_{k+1}\varphi_{k+1})'\,\theta
-        = E\sum_k \xi_k\, d_k c_k\Delta t \;+\; E\, \xi_{K-1}\, d_K \Psi, \qquad d_k = e^{-\rho t_k},\; \varphi_K := 0,
+$$
+E\sum_k \xi_k\,(d_k\varphi_k - d_{k+1}\varphi_{k+1})'\,\theta
+= E\sum_k \xi_k\, d_k c_k\Delta t \;+\; E\, \xi_{K-1}\, d_K \Psi, \qquad d_k = e^{-\rho t_k},\; \varphi_K := 0,
+$$
 
-with the trace :math:`\xi_k = \sum_{i\le k}\lambda^{t_k-t_i}\varphi_i` (:math:`\varphi_k` for lambda = 0). No step
+with the trace $\xi_k = \sum_{i\le k}\lambda^{t_k-t_i}\varphi_i$ ($\varphi_k$ for lambda = 0). No step
 size, no iteration.
 """
 
@@ -44,7 +45,7 @@ def clstd(value: Shifted, trajectory: Trajectory, decay: float = 0.0, ridge: flo
     """Solve for the critic's weights, store them in the critic, and return them.
 
     Args:
-        value: a critic linear in its weights (:class:`..features.LinearValue`).
+        value: a critic linear in its weights (`features.LinearValue`).
         trajectory: made by the policy that is evaluated.
         decay: lambda in [0, 1], per unit of time.
         ridge: relative ridge; 0 = minimum-norm least squares.

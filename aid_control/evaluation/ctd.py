@@ -2,11 +2,13 @@ r"""CTD(lambda): continuous-time temporal differences (Jia & Zhou 2022a, section
 
 E int xi dM = 0 for every test process xi iff J is the value.  The choice
 
-.. math::  \xi_t = \int_0^t \lambda^{t-s}\, \partial_\theta J(s, X_s)\, ds \quad (\lambda > 0), \qquad
-           \xi_t = \partial_\theta J(t, X_t) \quad (\lambda = 0)
+$$
+\xi_t = \int_0^t \lambda^{t-s}\, \partial_\theta J(s, X_s)\, ds \quad (\lambda > 0), \qquad
+\xi_t = \partial_\theta J(t, X_t) \quad (\lambda = 0)
+$$
 
-gives the stochastic approximation :math:`\theta \mathrel{+}= a \sum_k \xi_k\, \delta_k`; on a grid the trace is a sum.
-The mean *squared* delta (:mod:`.mstde`) is not the same thing: it minimises the quadratic variation of M.
+gives the stochastic approximation $\theta \mathrel{+}= a \sum_k \xi_k\, \delta_k$; on a grid the trace is a sum.
+The mean *squared* delta (`mstde`) is not the same thing: it minimises the quadratic variation of M.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def ctd_losses(value: Shifted, trajectory: Trajectory, decay: float = 0.0) -> It
 
 
 def ctd_loss(value: Shifted, trajectory: Trajectory, decay: float = 0.0) -> Tensor:
-    """The sum of :func:`ctd_losses`.
+    """The sum of `ctd_losses`.
 
     Args:
         value: the critic.

@@ -1,9 +1,11 @@
 r"""CTD by the generalised method of moments (Jia & Zhou 2022a, section 4.3): GTD0 and GTD2.
 
-.. math::  GMM(\theta) = \tfrac12\, r_\theta'\, A\, r_\theta, \qquad r_\theta = E\int_0^T \xi_t\, dM_t^\theta,
+$$
+GMM(\theta) = \tfrac12\, r_\theta'\, A\, r_\theta, \qquad r_\theta = E\int_0^T \xi_t\, dM_t^\theta,
+$$
 
-with the test functions :math:`\xi = \partial_\theta J` held fixed; A = I is GTD0 and
-:math:`A = (E\int \xi\xi' dt)^{-1}` GTD2.  The minimum is zero exactly where CTD(0) rests, but the loss is a proper
+with the test functions $\xi = \partial_\theta J$ held fixed; A = I is GTD0 and
+$A = (E\int \xi\xi' dt)^{-1}$ GTD2.  The minimum is zero exactly where CTD(0) rests, but the loss is a proper
 objective, so that descending it cannot diverge off-policy or with function approximation.
 """
 

@@ -1,7 +1,7 @@
 r"""The known case that tells right from wrong evaluation: X = W, Psi(x) = x, no cost, J = x + theta (T - t) x.
 
-The value is V = x, so theta = 0.  :math:`\langle M^\theta\rangle_T = \int_0^T (1 + \theta(T-t))^2 dt` is smallest at
-:math:`\theta = -3/(2T)`, which is where the mean-square TD error goes at any step size.
+The value is V = x, so theta = 0.  $\langle M^\theta\rangle_T = \int_0^T (1 + \theta(T-t))^2 dt$ is smallest at
+$\theta = -3/(2T)$, which is where the mean-square TD error goes at any step size.
 """
 
 from __future__ import annotations

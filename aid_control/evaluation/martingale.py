@@ -1,7 +1,8 @@
 r"""The process every method of this folder is about.
 
-.. math::
-    M_t = e^{-\rho t} J(t, X_t) + \int_0^t e^{-\rho s} (c_s - \eta)\, ds
+$$
+M_t = e^{-\rho t} J(t, X_t) + \int_0^t e^{-\rho s} (c_s - \eta)\, ds
+$$
 
 is a martingale iff J, with J(T, .) = Psi, is the value of the policy that made the path (Jia & Zhou 2022a, proposition
 1); c includes the entropy cost where there is one, and eta is the average cost of an ergodic problem (0 otherwise).
@@ -38,7 +39,7 @@ def increments_of(per_step: Tensor, trajectory: Trajectory, decay: float) -> Ten
     r"""sum_{k >= i} lambda^{t_k - t_i} y_k, (K, B): the future of a process as an eligibility trace at i sees it.
 
     Because
-    :math:`\sum_k (\sum_{i \le k} \lambda^{t_k - t_i} a_i) y_k = \sum_i a_i (\sum_{k \ge i} \lambda^{t_k - t_i} y_k)`,
+    $\sum_k (\sum_{i \le k} \lambda^{t_k - t_i} a_i) y_k = \sum_i a_i (\sum_{k \ge i} \lambda^{t_k - t_i} y_k)$,
     traces need no storage of a.
 
     Args:

@@ -1,9 +1,10 @@
 r"""The martingale loss (Jia & Zhou 2022a, section 4.1): regression of J on the realised cost-to-go.
 
-.. math::
-    ML(\theta) = \tfrac12 E \int_0^T |M_T - M_t^\theta|^2 dt
-               = \tfrac12 E \int_0^T \Big| e^{-\rho T}\Psi + \int_t^T e^{-\rho s} c_s ds
-                 - e^{-\rho t} J_\theta(t, X_t) \Big|^2 dt .
+$$
+ML(\theta) = \tfrac12 E \int_0^T |M_T - M_t^\theta|^2 dt
+= \tfrac12 E \int_0^T \Big| e^{-\rho T}\Psi + \int_t^T e^{-\rho s} c_s ds
+- e^{-\rho t} J_\theta(t, X_t) \Big|^2 dt .
+$$
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def martingale_losses(value: Shifted, trajectory: Trajectory) -> Iterator[Tensor
 
 
 def martingale_loss(value: Shifted, trajectory: Trajectory) -> Tensor:
-    """The sum of :func:`martingale_losses`.
+    """The sum of `martingale_losses`.
 
     Args:
         value: the critic.

@@ -1,12 +1,13 @@
 r"""The mean-square TD error: a NEGATIVE control, kept to show what not to do (Jia & Zhou 2022a, section 3).
 
-.. math::
-    MSTDE(\theta) = E \sum_k \frac{\delta_k^2}{\Delta t}
-    \;\to\; \frac1{\Delta t}\, E\, \langle M^\theta \rangle_T + O(1) .
+$$
+MSTDE(\theta) = E \sum_k \frac{\delta_k^2}{\Delta t}
+\;\to\; \frac1{\Delta t}\, E\, \langle M^\theta \rangle_T + O(1) .
+$$
 
 A squared TD error is dominated by the quadratic variation of M, so its minimiser is the J with the *flattest*
 gradient, not the value.  Known case: X = W, J = x + theta (T - t) x; the truth is theta = 0, while
-:math:`\langle M \rangle_T = \int (1 + \theta (T - t))^2 dt` is smallest at theta = -3/(2T), at any step size.
+$\langle M \rangle_T = \int (1 + \theta (T - t))^2 dt$ is smallest at theta = -3/(2T), at any step size.
 """
 
 from __future__ import annotations

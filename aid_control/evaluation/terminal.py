@@ -1,12 +1,13 @@
 r"""The terminal condition of the critic, in gradient form.
 
-A policy sees xi, not the target, so the value at T is :math:`E[\Psi(x; target) | \xi]`, and its gradient in x
-is the conditional mean of :math:`\nabla\Psi`.  Least squares learns conditional means:
+A policy sees xi, not the target, so the value at T is $E[\Psi(x; target) | \xi]$, and its gradient in x
+is the conditional mean of $\nabla\Psi$.  Least squares learns conditional means:
 
-.. math::
-    L(\theta) = \tfrac12 E\,\| \nabla_x J_\theta(T, x; \xi) - \nabla_x \Psi(x; target) \|^2 .
+$$
+L(\theta) = \tfrac12 E\,\| \nabla_x J_\theta(T, x; \xi) - \nabla_x \Psi(x; target) \|^2 .
+$$
 
-It needs neither rollouts nor the drift: any x will do.  For :math:`\Psi = \tfrac12|x - x_0|^2` it fits the
+It needs neither rollouts nor the drift: any x will do.  For $\Psi = \tfrac12|x - x_0|^2$ it fits the
 posterior mean m(xi), because then J(T, x) = |x - m(xi)|^2/2 + const.
 """
 

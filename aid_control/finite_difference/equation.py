@@ -1,6 +1,6 @@
 r"""The semi-discrete HJB equation: what a grid function's slope in time is, and how fast a step may be.
 
-The mathematics is in :mod:`.solver`.
+The mathematics is in `solver`.
 """
 
 from __future__ import annotations

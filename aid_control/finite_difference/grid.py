@@ -1,6 +1,6 @@
 r"""Uniform grids on a box: nodes, central differences, and quadrature over actions.
 
-*Boundary.*  A ghost beyond each face, :math:`V_n = 3V_{n-1} - 3V_{n-2} + V_{n-3}`, is exact for quadratic V.  A linear
+*Boundary.*  A ghost beyond each face, $V_n = 3V_{n-1} - 3V_{n-2} + V_{n-3}$, is exact for quadratic V.  A linear
 ghost sets the second derivative to zero: where paths leave the box it does not converge for values that grow.
 """
 

@@ -33,13 +33,13 @@ def policy_iteration(
 ) -> list[GridSolution]:
     r"""Howard's algorithm: evaluate a feedback policy (a linear equation), improve it to the (Gibbs) minimiser, repeat.
 
-    Evaluation is the central scheme of :func:`solve`, and the policy is improved at *every Runge-Kutta stage*.  As a
+    Evaluation is the central scheme of `solve`, and the policy is improved at *every Runge-Kutta stage*.  As a
     stage is a mean of Euler steps, each monotone in V for a fixed policy (within the step bound, where
-    :math:`|v_i| h_i \le \sigma_i^2` and away from the ghosts), discrete values decrease, and they stop at the solution
+    $|v_i| h_i \le \sigma_i^2$ and away from the ghosts), discrete values decrease, and they stop at the solution
     of the discrete HJB equation itself.  All sweeps share the time grid of the first.
 
     Args:
-        problem: as in :func:`solve`, with noise.
+        problem: as in `solve`, with noise.
         box: likewise.
         points: likewise.
         iterations: number of evaluations.
@@ -48,13 +48,13 @@ def policy_iteration(
         context: xi.
         target: the terminal cost's target.
         outputs: K.
-        max_steps: as in :func:`solve`.
+        max_steps: as in `solve`.
 
     Returns:
         One solution an iteration: the value of that iteration's policy; ``.policy(k)`` is the improved one.
 
     Raises:
-        ValueError: as :func:`solve`.
+        ValueError: as `solve`.
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; expected at least 1")

@@ -1,31 +1,34 @@
 r"""The HJB equation on a box in one or two dimensions by finite differences, plain and exploratory.
 
-Method of lines, backwards from :math:`V(T, x) = \Psi(x)`: with the differences :math:`p_h, Y_h` of a grid function V,
+Method of lines, backwards from $V(T, x) = \Psi(x)$: with the differences $p_h, Y_h$ of a grid function V,
 
-.. math::
-    -V_t = -\rho V + \min\nolimits^\tau_u H(t, x, u, p_h, Y_h) + \tfrac12 \sum_i \alpha_i h_i (Y_h)_{ii} ,
+$$
+-V_t = -\rho V + \min\nolimits^\tau_u H(t, x, u, p_h, Y_h) + \tfrac12 \sum_i \alpha_i h_i (Y_h)_{ii} ,
+$$
 
-where :math:`\min^\tau` is the soft minimum of :mod:`~aid_control.hjb` (the minimum at tau = 0).
+where $\min^\tau$ is the soft minimum of `hjb` (the minimum at tau = 0).
 
-*Schemes.*  p_h and Y_h are central.  ``"central"`` has :math:`\alpha = 0`, is of second order and needs noise; it is
-monotone where :math:`|v_i| h_i \le \sigma_i^2` and sigma sigma' is diagonal.  ``"upwind"`` is the local Lax-Friedrichs
+*Schemes.*  p_h and Y_h are central.  ``"central"`` has $\alpha = 0$, is of second order and needs noise; it is
+monotone where $|v_i| h_i \le \sigma_i^2$ and sigma sigma' is diagonal.  ``"upwind"`` is the local Lax-Friedrichs
 scheme (Osher & Shu 1991), of first order, right without noise and at kinks of V:
 
-.. math::  \alpha_i = |v_i(u^*)| + \tfrac12 \sum_j |B S^{-1} B'|_{ij}\, h_j |Y_{jj}| ,
+$$
+\alpha_i = |v_i(u^*)| + \tfrac12 \sum_j |B S^{-1} B'|_{ij}\, h_j |Y_{jj}| ,
+$$
 
-the largest :math:`|\partial H / \partial p_i|` between the one-sided differences :math:`p_j \pm \tfrac12 h_j Y_{jj}`
+the largest $|\partial H / \partial p_i|$ between the one-sided differences $p_j \pm \tfrac12 h_j Y_{jj}$
 (exact: the minimiser is affine in p).  Godunov's flux is sharper, but its direction depends on u, so that H would not
 stay quadratic.  Here it does, and V enters through differences only: *the recovery theorem holds for the discrete
 equations*.  With S free of x the means agree at every tau, and
-:math:`V^\tau - V^0 = -\tfrac\tau2 \int_t^T e^{-\rho(r-t)} \log((2\pi\tau)^m / \det S)\, dr` up to the error in time.
+$V^\tau - V^0 = -\tfrac\tau2 \int_t^T e^{-\rho(r-t)} \log((2\pi\tau)^m / \det S)\, dr$ up to the error in time.
 
-*Boundary.*  A ghost beyond each face, :math:`V_n = 3V_{n-1} - 3V_{n-2} + V_{n-3}`, is exact for quadratic V.  A linear
+*Boundary.*  A ghost beyond each face, $V_n = 3V_{n-1} - 3V_{n-2} + V_{n-3}$, is exact for quadratic V.  A linear
 ghost sets the second derivative to zero: where paths leave the box it does not converge for values that grow (a
 test).  Still, nothing tells the solver about the world outside: keep the region of interest away from the faces.
 
 *Time.*  The s-stage second-order strong-stability-preserving Runge-Kutta method (Spiteri & Ruuth 2002, s = 5), a mean
-of Euler steps, each stable where :math:`\Delta t \sum_i (\sigma_i^2 / h_i^2 + w_i / h_i) \le 1`.  Upwind,
-:math:`w = \alpha`.  Central, :math:`w_i = |v_i| \max(1, |v_i| h_i / \sigma_i^2)^{1/3}`: beyond the cell Peclet number 1
+of Euler steps, each stable where $\Delta t \sum_i (\sigma_i^2 / h_i^2 + w_i / h_i) \le 1$.  Upwind,
+$w = \alpha$.  Central, $w_i = |v_i| \max(1, |v_i| h_i / \sigma_i^2)^{1/3}$: beyond the cell Peclet number 1
 an Euler step would need Pe in place of its cube root, but the five-stage polynomial does not (von Neumann analysis at
 the safety factor used).  The step is chosen anew each time, for the policy at that time.
 """

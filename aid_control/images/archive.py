@@ -194,7 +194,7 @@ def read_labels(path: str | os.PathLike[str], names: Sequence[str] | None = None
     Args:
         path: archive or folder.
         names: members wanted; default all images, or all arrays, sorted by name: the order in which
-            :class:`.data.ImageSource` and :class:`.latents.dataset.LatentSource` count.
+            `data.ImageSource` and `latents.dataset.LatentSource` count.
 
     Returns:
         (N,) int64 classes, (N, n) float32 vectors, or ``None`` for a data set without labels.

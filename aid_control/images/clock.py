@@ -2,8 +2,9 @@ r"""Clocks t -> sigma(t): how the noise level falls while the sampler's time t r
 
 EDM's probability-flow ODE dx/dsigma = (x - D(x; sigma))/sigma becomes, under a decreasing clock,
 
-.. math::
-    \dot x = r(t)\,\big(D(x; \sigma(t)) - x\big), \qquad r(t) = -\dot\sigma(t)/\sigma(t) \ge 0 .
+$$
+\dot x = r(t)\,\big(D(x; \sigma(t)) - x\big), \qquad r(t) = -\dot\sigma(t)/\sigma(t) \ge 0 .
+$$
 
 Here t is the fallen noise, t = sigma_max - sigma, so that r = 1/sigma and an Euler step from sigma to sigma'
 is x + (1 - sigma'/sigma) (D - x): the same step in every clock that visits the same levels.  A clock only

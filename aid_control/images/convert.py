@@ -5,7 +5,7 @@ r"""From an official network file (``.pkl``) to one of this package (``.safetens
     python -m aid_control.images.convert network.pkl network.safetensors
 
 The target holds every tensor of the state dict under its own name and in its own precision; its metadata are
-``precond`` and ``kwargs`` (what :func:`.backbones.registry.load_backbone` needs to build the network) and ``official``,
+``precond`` and ``kwargs`` (what `backbones.registry.load_backbone` needs to build the network) and ``official``,
 a JSON object with the original class name, the encoder's record and the settings beside the network (data set, loss).
 
 Exit codes: 0 = written, 2 = unusable input.

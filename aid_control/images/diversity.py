@@ -1,10 +1,11 @@
 r"""What paired quality does not see: how fillings of one image differ between seeds, and whether known pixels hold.
 
-For S fillings :math:`x_1 ... x_S` of one masked image (M: 1 = known), d a perceptual distance over the hole,
+For S fillings $x_1 ... x_S$ of one masked image (M: 1 = known), d a perceptual distance over the hole,
 
-.. math::
-    \mathrm{diversity} = \frac{2}{S (S - 1)} \sum_{i < j} d(x_i, x_j), \qquad
-    s(p) = \Big( \frac{1}{C} \sum_c \frac{1}{S - 1} \sum_i (x_{ic} - \bar x_c)^2(p) \Big)^{1/2},
+$$
+\mathrm{diversity} = \frac{2}{S (S - 1)} \sum_{i < j} d(x_i, x_j), \qquad
+s(p) = \Big( \frac{1}{C} \sum_c \frac{1}{S - 1} \sum_i (x_{ic} - \bar x_c)^2(p) \Big)^{1/2},
+$$
 
 and the deviation is the mean of s over the hole's pixels.  Both are 0 where every seed gives the same filling, and
 diversity alone is no merit: noise is diverse.  The known-region error is the maximum and the mean of |out - y| over the
@@ -46,7 +47,7 @@ def pairwise_distance(samples: Tensor, mask: Tensor, distance: Distance) -> Tens
     Args:
         samples: (S, B, C, H, W), S >= 2 seeds of the same B masked images.
         mask: (B or 1, 1, H, W), 1 = known, 0 = hole.
-        distance: (a, b, region) -> (B,), e.g. :class:`.perceptual.Lpips`.
+        distance: (a, b, region) -> (B,), e.g. `perceptual.Lpips`.
 
     Returns:
         (B,); NaN for an image without a hole.
@@ -76,7 +77,7 @@ def deviation_map(samples: Tensor) -> Tensor:
 
 
 def hole_deviation(samples: Tensor, mask: Tensor) -> Tensor:
-    """Mean of :func:`deviation_map` over the hole.
+    """Mean of `deviation_map` over the hole.
 
     Args:
         samples: (S, B, C, H, W), S >= 2.

@@ -2,20 +2,22 @@ r"""AID's networks: the guidance module (actor) and its critic.
 
 **Actor.** The correction of the denoised image is
 
-.. math::
-    v = \sum_j g_j(\sigma)\,\mathrm{band}_j(\hat m - D) + a(\sigma)\, M (y - D) + h_\phi(x, D, \hat m, M; \sigma),
+$$
+v = \sum_j g_j(\sigma)\,\mathrm{band}_j(\hat m - D) + a(\sigma)\, M (y - D) + h_\phi(x, D, \hat m, M; \sigma),
+$$
 
-with :math:`\hat m` the context encoder's guess (once an image), gains g_j and a that are tables over the noise
+with $\hat m$ the context encoder's guess (once an image), gains g_j and a that are tables over the noise
 level, and h a small network at a quarter of the resolution.  All of g, a, h start at zero: training starts
 from the unguided flow.  On a Gaussian image model diagonal in the bands the first sum *is* the form of the
 optimum (v is a linear function of m - F, F the end of the unguided flow).
 
 **Critic.** In the same model, with variance l_j in band j and the ``levels`` cost, the value is
 
-.. math::
-    V(\sigma, x) = \frac1{2d}\sum_j \frac{|\mathrm{band}_j(A_j x - \hat m)|^2}{c_j}, \quad
-    A_j = \sqrt{\tfrac{l_j}{l_j + \sigma^2}}, \quad
-    c_j = 1 + \frac1\beta\Big(1 + \int_{\sigma_{min}}^{\sigma} A_j^2\, d\log s\Big),
+$$
+V(\sigma, x) = \frac1{2d}\sum_j \frac{|\mathrm{band}_j(A_j x - \hat m)|^2}{c_j}, \quad
+A_j = \sqrt{\tfrac{l_j}{l_j + \sigma^2}}, \quad
+c_j = 1 + \frac1\beta\Big(1 + \int_{\sigma_{min}}^{\sigma} A_j^2\, d\log s\Big),
+$$
 
 (the lone 1 in the bracket is the last step, from sigma_min to 0).  The critic is this formula with learned
 corrections of log A_j and log c_j and a learned constant, all tables over the noise level; at sigma = 0 it is
@@ -62,7 +64,7 @@ class Guidance(nn.Module):
         width: channels of the small network h.
         bands: of the Haar pyramid.
         coarse: h works at 1/coarse of the resolution.
-        base: the frozen drift it corrects, ``"flow"`` or ``"projected"`` (:mod:`.problem`).
+        base: the frozen drift it corrects, ``"flow"`` or ``"projected"`` (`problem`).
         sigma_min: lowest positive noise level of the clock.
         sigma_max: highest.
         sigma_data: standard deviation of the data.

@@ -1,9 +1,10 @@
 r"""Two denoisers into one: classifier-free guidance and autoguidance.
 
-.. math::
-    D(x; \sigma) = g\, D_{main}(x; \sigma) + (1 - g)\, D_{guide}(x; \sigma), \quad \sigma_{lo} < \sigma \le \sigma_{hi},
+$$
+D(x; \sigma) = g\, D_{main}(x; \sigma) + (1 - g)\, D_{guide}(x; \sigma), \quad \sigma_{lo} < \sigma \le \sigma_{hi},
+$$
 
-and :math:`D_{main}` at other noise levels.  g > 1 extrapolates away from what the guide says.
+and $D_{main}$ at other noise levels.  g > 1 extrapolates away from what the guide says.
 
 *Classifier-free guidance* (Ho and Salimans 2021): the guide ignores the class.  It is the main network under the
 null class, or an unconditional network of its own.
@@ -13,7 +14,7 @@ that sees the same class.
 
 *Interval* (Kynkaanniemi et al. 2024): guidance harms at high noise levels and does nothing at low ones.
 
-The result is a denoiser, and may stand wherever one may; the samplers and :func:`.inpaint.inpaint` need no change.
+The result is a denoiser, and may stand wherever one may; the samplers and `inpaint.inpaint` need no change.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class GuidedDenoiser(Denoiser):
     Attributes:
         sigma_min: the larger of the two.
         sigma_max: the smaller.
-        shape: of ``main``, like all else; :attr:`fingerprint` tells both networks and the settings.
+        shape: of ``main``, like all else; `fingerprint` tells both networks and the settings.
 
     Raises:
         InputError: for networks that do not fit one another, or settings out of range.

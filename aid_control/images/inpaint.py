@@ -23,7 +23,7 @@ __all__ = ["check_images", "check_shape", "function_evaluations", "inpaint", "st
 
 
 def check_images(backbone: Denoiser, y: Tensor, mask: Tensor, name: str = "image") -> None:
-    """Refuse images and masks that do not fit the backbone; see :func:`check_shape`."""
+    """Refuse images and masks that do not fit the backbone; see `check_shape`."""
     check_shape(tuple(backbone.shape), y, mask, name)
 
 
@@ -74,8 +74,8 @@ def inpaint(
     """Fill the holes of images.
 
     Args:
-        backbone: frozen denoiser (:func:`aid_control.images.load_backbone`).
-        guidance: AID module (:func:`aid_control.images.load_guidance`); ``None`` = the pretrained flow, whose
+        backbone: frozen denoiser (`aid_control.images.load_backbone`).
+        guidance: AID module (`aid_control.images.load_guidance`); ``None`` = the pretrained flow, whose
             known pixels are only pasted at the end.
         y: images (B, C, H, W) in [-1, 1]; what they hold in the hole is ignored.
         mask: (B, 1, H, W), 1 = known, 0 = hole.
@@ -85,7 +85,7 @@ def inpaint(
         class_labels: one-hot (B, n) for conditional backbones.
         clock: noise levels; default EDM's grid, within the backbone's range.
         callback: called as callback(k, x) after every step.
-        base: frozen drift, ``"flow"`` or ``"projected"`` (see :mod:`.problem`); default the one the guidance was
+        base: frozen drift, ``"flow"`` or ``"projected"`` (see `problem`); default the one the guidance was
             trained on, the flow without guidance.
 
     Returns:

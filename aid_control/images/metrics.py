@@ -2,11 +2,12 @@ r"""Paired quality of images in [-1, 1], over the whole image or a region such a
 
 With weights w (B, 1, H, W), a region's mean of v is sum(w v) / sum(w), and
 
-.. math::
-    \mathrm{PSNR} = 10 \log_{10} \frac{2^2}{\mathrm{mean}_w (a - b)^2}, \qquad
-    \mathrm{SSIM} = \frac{(2 \mu_a \mu_b + c_1)(2 \sigma_{ab} + c_2)}
-                         {(\mu_a^2 + \mu_b^2 + c_1)(\sigma_a^2 + \sigma_b^2 + c_2)}, \qquad
-    c_1 = (0.01 \cdot 2)^2, \; c_2 = (0.03 \cdot 2)^2,
+$$
+\mathrm{PSNR} = 10 \log_{10} \frac{2^2}{\mathrm{mean}_w (a - b)^2}, \qquad
+\mathrm{SSIM} = \frac{(2 \mu_a \mu_b + c_1)(2 \sigma_{ab} + c_2)}
+{(\mu_a^2 + \mu_b^2 + c_1)(\sigma_a^2 + \sigma_b^2 + c_2)}, \qquad
+c_1 = (0.01 \cdot 2)^2, \; c_2 = (0.03 \cdot 2)^2,
+$$
 
 where the local moments are those of an 11 x 11 Gaussian window of deviation 1.5 (Wang et al. 2004), with 1/n
 covariances.  Computed in float64: sigma^2 = E[a^2] - mu^2 cancels badly in flat areas.  The numbers are those of

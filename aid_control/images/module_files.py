@@ -50,7 +50,7 @@ def save_module(
     arguments: dict[str, Any],
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a module atomically; the inverse of :func:`load_module`.
+    """Write a module atomically; the inverse of `load_module`.
 
     Args:
         path: target, ``.safetensors``.

@@ -1,25 +1,27 @@
 r"""The exact optimum of guidance where images are Gaussian: the yardstick of "the module approximates the optimum".
 
-Images N(mu, C), C = U diag(l) U'.  The denoiser :math:`D = \mu + U \tfrac{l}{l+\sigma^2} U'(x - \mu)` is affine, so the
+Images N(mu, C), C = U diag(l) U'.  The denoiser $D = \mu + U \tfrac{l}{l+\sigma^2} U'(x - \mu)$ is affine, so the
 *discrete* problem that the Euler sampler runs,
 
-.. math::
-    x_{k+1} = x_k + f_k (D_k + v_k - x_k), \qquad
-    J = \sum_k \tfrac12 w_k |v_k|^2 + \tfrac{1}{2d} |x_K - m|^2 ,
+$$
+x_{k+1} = x_k + f_k (D_k + v_k - x_k), \qquad
+J = \sum_k \tfrac12 w_k |v_k|^2 + \tfrac{1}{2d} |x_K - m|^2 ,
+$$
 
 (f_k = 1 - s_{k+1}/s_k the fall, w_k the control's weight times the step) splits into scalar linear-quadratic problems
-along U.  With x and m measured from mu in the eigenbasis, :math:`a_k = 1 - f_k \sigma_k^2/(l + \sigma_k^2)`,
-:math:`A_k = \prod_{j \ge k} a_j` (the rest of the unguided flow, A_K = 1), dynamic programming gives
+along U.  With x and m measured from mu in the eigenbasis, $a_k = 1 - f_k \sigma_k^2/(l + \sigma_k^2)$,
+$A_k = \prod_{j \ge k} a_j$ (the rest of the unguided flow, A_K = 1), dynamic programming gives
 
-.. math::
-    c_k = 1 + \sum_{j \ge k} \frac{(A_{j+1} f_j)^2}{d\, w_j}, \qquad
-    V_k = \frac{1}{2d} \sum \frac{(A_k x - m)^2}{c_k}, \qquad
-    v_k^* = -\frac{A_{k+1} f_k}{d\, w_k}\, \frac{A_k x - m}{c_k} .
+$$
+c_k = 1 + \sum_{j \ge k} \frac{(A_{j+1} f_j)^2}{d\, w_j}, \qquad
+V_k = \frac{1}{2d} \sum \frac{(A_k x - m)^2}{c_k}, \qquad
+v_k^* = -\frac{A_{k+1} f_k}{d\, w_k}\, \frac{A_k x - m}{c_k} .
+$$
 
 Directions outside a thin U share one eigenvalue and are treated together.
 No division by a_k, which is 0 for l = 0 in the last step.  A policy sees xi = (y, M), not the clean image; as
-:math:`E[|x - x_0|^2 | \xi] = |x - m(\xi)|^2 + const`, the target is the posterior mean
-:math:`m(\xi) = E[x_0 | y, M]`, exact for every mask. Any clock and either running cost enter through f and w alone.
+$E[|x - x_0|^2 | \xi] = |x - m(\xi)|^2 + const$, the target is the posterior mean
+$m(\xi) = E[x_0 | y, M]$, exact for every mask. Any clock and either running cost enter through f and w alone.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 r"""Is method a better than method b on the same images?  Paired tests, and Holm's correction for a family of them.
 
-With differences :math:`d_i = a_i - b_i` of n images: the mean with its bootstrap interval (:func:`.metrics.bootstrap`),
+With differences $d_i = a_i - b_i$ of n images: the mean with its bootstrap interval (`metrics.bootstrap`),
 and a two-sided p-value.  *Sign flips*: if the methods are exchangeable image by image, d has the law of
-:math:`(\pm d_i)`, so
+$(\pm d_i)$, so
 
-.. math::
-    p = 2 \Pr_{\epsilon} \Big( \sum_i \epsilon_i d_i \ge \big| \sum_i d_i \big| \Big), \qquad
-    \hat p = 2\, \frac{1 + \#\{\ldots\}}{1 + \text{flips}},
+$$
+p = 2 \Pr_{\epsilon} \Big( \sum_i \epsilon_i d_i \ge \big| \sum_i d_i \big| \Big), \qquad
+\hat p = 2\, \frac{1 + \#\{\ldots\}}{1 + \text{flips}},
+$$
 
-exactly over all :math:`2^n` signs where those are at most ``flips``, otherwise by drawing, counting the observed one
+exactly over all $2^n$ signs where those are at most ``flips``, otherwise by drawing, counting the observed one
 (Phipson & Smyth 2010), so that p is never below 2 / (1 + flips); at most 1.  *Wilcoxon* (1945): signed ranks, for
 differences with heavy tails; zeros take part in the ranking (Pratt 1959).  Holm (1979): the sorted
-:math:`p_{(1)} \le ... \le p_{(m)}` become :math:`\max_{j \le i} \min(1, (m - j + 1) p_{(j)})`, which bounds the
+$p_{(1)} \le ... \le p_{(m)}$ become $\max_{j \le i} \min(1, (m - j + 1) p_{(j)})$, which bounds the
 chance of any false claim in the family.
 """
 
@@ -163,11 +164,11 @@ def compare_family(
     flips: int = 20_000,
     seed: int = 0,
 ) -> dict[str, Comparison]:
-    """:func:`compare` for every pair, with Holm's correction over all of them.
+    """`compare` for every pair, with Holm's correction over all of them.
 
     Args:
         pairs: name -> (a, b), e.g. one for every metric, mask or rival.
-        test: as in :func:`compare`.
+        test: as in `compare`.
         resamples: as there.
         flips: as there; with m pairs the smallest p_holm is at least 2 m / (1 + flips).
         seed: as there.

@@ -1,8 +1,9 @@
 r"""LPIPS (Zhang et al. 2018) over the whole image or a region such as the hole, with the ``lpips`` package's heads.
 
-.. math::
-    d(a, b)(p) = \sum_l \big| w_l \odot (\hat f_l(a) - \hat f_l(b)) \big|^2 (p), \qquad
-    \mathrm{LPIPS} = \mathrm{mean}_p\, d(a, b)(p),
+$$
+d(a, b)(p) = \sum_l \big| w_l \odot (\hat f_l(a) - \hat f_l(b)) \big|^2 (p), \qquad
+\mathrm{LPIPS} = \mathrm{mean}_p\, d(a, b)(p),
+$$
 
 f_l the unit-normalised features of AlexNet's five layers and w_l the published weights (version 0.1).  Over a region
 the mean is that of the map, interpolated to the resolution of the images and weighted.  Without a region it is the

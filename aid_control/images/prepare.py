@@ -1,6 +1,6 @@
 r"""Make a data set: ``python -m aid_control.images.prepare SOURCE DEST.zip resolution=64 crop=center``.
 
-SOURCE is a folder or a zip archive of pictures of any sizes.  DEST.zip has EDM's layout (:mod:`.archive`): square
+SOURCE is a folder or a zip archive of pictures of any sizes.  DEST.zip has EDM's layout (`archive`): square
 pictures of one size as uncompressed RGB PNG, and their labels.  Options:
 
 ``resolution``  side in pixels; default: as they are, all alike.

@@ -1,22 +1,23 @@
 r"""Guided image generation as a control problem, and nothing more.
 
-Frozen drift: the probability-flow ODE of a denoiser under a clock (:mod:`.clock`).  Control: a correction v of
+Frozen drift: the probability-flow ODE of a denoiser under a clock (`clock`).  Control: a correction v of
 the denoised image, in image units, so that the guided drift uses D + v,
 
-.. math::
-    \dot x = r(t)\,\big(D(x; \sigma(t)) + v - x\big), \qquad r = 1/\sigma,\; t = \sigma_{max} - \sigma .
+$$
+\dot x = r(t)\,\big(D(x; \sigma(t)) + v - x\big), \qquad r = 1/\sigma,\; t = \sigma_{max} - \sigma .
+$$
 
 The frozen drift may be the pretrained flow (``base="flow"``, the paper) or the *projected* flow
-(``base="projected"``), in which the known part of D is replaced by the observation, :math:`M y + (1 - M) D` (the
+(``base="projected"``), in which the known part of D is replaced by the observation, $M y + (1 - M) D$ (the
 drift of DDNM, Wang et al. 2023): then known pixels arrive by themselves, and only the hole is left to learn.
 
-Costs are means over the d pixels and channels: Psi is a :class:`.terminal.TerminalCost`,
-:math:`|x - x_0|^2 / (2d)` unless said otherwise, and the control's cost is one of
+Costs are means over the d pixels and channels: Psi is a `terminal.TerminalCost`,
+$|x - x_0|^2 / (2d)$ unless said otherwise, and the control's cost is one of
 
 ``levels``
-    :math:`\tfrac{\beta}{2d} |v|^2 r\,dt = \tfrac{\beta}{2d} |v|^2\, |d\log\sigma|`: the same in every clock;
+    $\tfrac{\beta}{2d} |v|^2 r\,dt = \tfrac{\beta}{2d} |v|^2\, |d\log\sigma|$: the same in every clock;
 ``drift``
-    :math:`\tfrac{\beta}{2d} |u|^2 dt` with u = r v, the correction of the drift itself: depends on the clock.
+    $\tfrac{\beta}{2d} |u|^2 dt$ with u = r v, the correction of the drift itself: depends on the clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 r"""The supervised proxy: every step regresses the guided denoised image onto the clean one.
 
-.. math::  w_k = x_0 - D(X_k; \sigma_k), \qquad \text{at its optimum}\quad D + m_\phi = E[x_0 | X_k, \xi] .
+$$
+w_k = x_0 - D(X_k; \sigma_k), \qquad \text{at its optimum}\quad D + m_\phi = E[x_0 | X_k, \xi] .
+$$
 
 One-step regression along the policy's own path, without a value, a trajectory's future or the control's price: the
 ablation that separates "learns to denoise given the observation" from optimal control.  It knows no beta.

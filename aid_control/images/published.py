@@ -9,7 +9,7 @@ exponential average after training, many a network, and their names say all that
 
     edm2-{img512|img64}-{size}[-uncond]-{thousands of images seen}-{width of the average}
 
-Any such name is understood, whether or not a file of that name exists; :func:`names` lists only those that are known
+Any such name is understood, whether or not a file of that name exists; `names` lists only those that are known
 to.  Two architectures differ by their width alone, so the number of weights follows from the name.  ``None`` means
 "not known here": of the baselines only the classes are.
 """

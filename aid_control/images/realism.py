@@ -1,20 +1,21 @@
 r"""FID and KID: the distance between two *sets* of images, by the features of the standard Inception network.
 
-With features f (N, D), D = 2048, mean :math:`\mu` and covariance :math:`\Sigma` (divisor N - 1) of each set,
+With features f (N, D), D = 2048, mean $\mu$ and covariance $\Sigma$ (divisor N - 1) of each set,
 
-.. math::
-    \mathrm{FID} = |\mu_a - \mu_b|^2 + \mathrm{tr}\big(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2}\big), \qquad
-    \mathrm{KID} = \frac{\sum_{i \ne j} k(a_i, a_j) + \sum_{i \ne j} k(b_i, b_j)}{m (m - 1)}
-                   - \frac{2}{m^2} \sum_{i, j} k(a_i, b_j), \quad k(x, y) = (x \cdot y / D + 1)^3
+$$
+\mathrm{FID} = |\mu_a - \mu_b|^2 + \mathrm{tr}\big(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2}\big), \qquad
+\mathrm{KID} = \frac{\sum_{i \ne j} k(a_i, a_j) + \sum_{i \ne j} k(b_i, b_j)}{m (m - 1)}
+- \frac{2}{m^2} \sum_{i, j} k(a_i, b_j), \quad k(x, y) = (x \cdot y / D + 1)^3
+$$
 
 (Heusel et al. 2017, equation 6; Binkowski et al. 2018, section 4), computed by ``torchmetrics`` in float64.
 
 *How many images.*  KID is unbiased for any number.  FID is biased upwards, by about a constant over N that depends on
 the sets, so compare only values of equal N; with N <= D a covariance of rank at most N - 1 stands for one of rank D.
-:func:`fid` returns the number and warns, :func:`rank_deficient` is the flag for reports.  Published values use 50,000.
+`fid` returns the number and warns, `rank_deficient` is the flag for reports.  Published values use 50,000.
 
 *Resizing.*  The network sees 299 x 299.  As in TensorFlow 1 (the original FID, torch-fidelity and EDM's ``fid.py``),
-output pixel i reads the input at ``i * scale``, without half-pixel centres or antialiasing: :func:`resize_tf1`.
+output pixel i reads the input at ``i * scale``, without half-pixel centres or antialiasing: `resize_tf1`.
 ``interpolate(mode="bilinear")`` reads at ``(i + 0.5) * scale - 0.5`` and gives other numbers, and so does the
 antialiased resizing that torchmetrics uses unless told otherwise.  Then ``(x - 128) / 128``, without rounding.
 
@@ -161,7 +162,7 @@ class InceptionFeatures:
         """Features of every image.
 
         Args:
-            images: uint8 (N, 3, H, W), any size; of [-1, 1] floats, :func:`.data.to_uint8`.
+            images: uint8 (N, 3, H, W), any size; of [-1, 1] floats, `data.to_uint8`.
             batch: images at a time; it does not change the result beyond rounding.
 
         Returns:
@@ -222,7 +223,7 @@ def rank_deficient(features_a: Tensor, features_b: Tensor) -> bool:
 
 
 def fid(features_a: Tensor, features_b: Tensor) -> float:
-    """Frechet distance of the two sets' Gaussians; warns (``RuntimeWarning``) if :func:`rank_deficient`.
+    """Frechet distance of the two sets' Gaussians; warns (``RuntimeWarning``) if `rank_deficient`.
 
     Args:
         features_a: (N, D), N >= 2.

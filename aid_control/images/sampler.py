@@ -1,11 +1,12 @@
 r"""Unguided samplers of Karras et al. (2022): deterministic and churned Heun, and the general solver of section 3.
 
-The probability-flow ODE in the noise level is dx/dsigma = (x - D(x; sigma)) / sigma.  :func:`edm_sampler`
-solves it (algorithm 2 of the paper); :func:`ablation_sampler` solves
+The probability-flow ODE in the noise level is dx/dsigma = (x - D(x; sigma)) / sigma.  `edm_sampler`
+solves it (algorithm 2 of the paper); `ablation_sampler` solves
 
-.. math::
-    \frac{dx}{dt} = \Big(\frac{\dot\sigma}{\sigma} + \frac{\dot s}{s}\Big) x
-                    - \frac{\dot\sigma s}{\sigma} D\Big(\frac{x}{s}; \sigma\Big)
+$$
+\frac{dx}{dt} = \Big(\frac{\dot\sigma}{\sigma} + \frac{\dot s}{s}\Big) x
+- \frac{\dot\sigma s}{\sigma} D\Big(\frac{x}{s}; \sigma\Big)
+$$
 
 for the schedules sigma(t) and scalings s(t) of VP, VE, iDDPM and EDM (algorithm 1).  Both are pure functions
 of the starting latents and, where there is churn, of the given noise.

@@ -1,17 +1,18 @@
 r"""Signals of a few dozen numbers: guidance where every matrix can be full, and the optimum can be reached.
 
-Data N(0, C) with the squared-exponential covariance :math:`C_{ij} = e^{-(i-j)^2 / 2\ell^2}`, masks with one random gap.
-The networks are those of :mod:`.guidance` with matrices instead of bands:
+Data N(0, C) with the squared-exponential covariance $C_{ij} = e^{-(i-j)^2 / 2\ell^2}$, masks with one random gap.
+The networks are those of `guidance` with matrices instead of bands:
 
-.. math::
-    v = G(\sigma)\, \hat m + H(\sigma)\, \frac{x}{\sqrt{1 + \sigma^2}}, \qquad
-    V = \frac1{2d\, c(\sigma)} \Big| S(\sigma) \Big( R(\sigma) \frac{x}{\sqrt{1+\sigma^2}} - \hat m \Big) \Big|^2
-        + e(\sigma),
+$$
+v = G(\sigma)\, \hat m + H(\sigma)\, \frac{x}{\sqrt{1 + \sigma^2}}, \qquad
+V = \frac1{2d\, c(\sigma)} \Big| S(\sigma) \Big( R(\sigma) \frac{x}{\sqrt{1+\sigma^2}} - \hat m \Big) \Big|^2
++ e(\sigma),
+$$
 
 with tables over the noise level; at the start G = H = e = 0 and R = S = I, which with
-:math:`c = 1 + (1 + \tfrac12 \log[\sigma^2 (1 + \sigma_{min}^2) / (\sigma_{min}^2 (1 + \sigma^2))]) / \beta` is the
-optimal value for white data (see :mod:`.guidance`).  At sigma = 0 the critic is :math:`|x - \hat m|^2/(2d)`.  The guess
-:math:`\hat m(y, M)` is a perceptron, learned by the critic's terminal condition.
+$c = 1 + (1 + \tfrac12 \log[\sigma^2 (1 + \sigma_{min}^2) / (\sigma_{min}^2 (1 + \sigma^2))]) / \beta$ is the
+optimal value for white data (see `guidance`).  At sigma = 0 the critic is $|x - \hat m|^2/(2d)$.  The guess
+$\hat m(y, M)$ is a perceptron, learned by the critic's terminal condition.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 r"""Does a trainer find the optimal guidance?  Image models whose optimum or posterior is known, and one examination.
 
-A :class:`Study` is a guidance problem on an exact backbone together with unlimited samples (x0, M) of it, so that
-nothing but the trainer stands between the learned policy and the optimum.  An :class:`Examination` fixes test images,
+A `Study` is a guidance problem on an exact backbone together with unlimited samples (x0, M) of it, so that
+nothing but the trainer stands between the learned policy and the optimum.  An `Examination` fixes test images,
 masks and starting noises and gives
 
-.. math::
-    \text{captured} = \frac{J(0) - J(u_\phi)}{J(0) - J^*}, \qquad
-    \text{error}^2 = \frac{E \sum_k w_k |u_\phi - u^*|^2(t_k, X_k)}{E \sum_k w_k |u^*|^2(t_k, X_k)}
-    \quad \text{along the learned path,}
+$$
+\text{captured} = \frac{J(0) - J(u_\phi)}{J(0) - J^*}, \qquad
+\text{error}^2 = \frac{E \sum_k w_k |u_\phi - u^*|^2(t_k, X_k)}{E \sum_k w_k |u^*|^2(t_k, X_k)}
+\quad \text{along the learned path,}
+$$
 
 J with the exact target m(xi) = E[x0 | xi], which differs from the cost with x0 by a constant.  J* is exact for Gaussian
-images (:mod:`.optimum`); for mixtures it is the best that L-BFGS finds for every image
-(:mod:`.methods.optimal_control`), and there is no u* along other paths.
+images (`optimum`); for mixtures it is the best that L-BFGS finds for every image
+(`methods.optimal_control`), and there is no u* along other paths.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Study:
 
 
 def signals(n: int = 32, beta: float = 1.0, steps: int = 40) -> Study:
-    """Signals of n numbers (:mod:`.signals`)."""
+    """Signals of n numbers (`signals`)."""
     problem = GuidanceProblem(squared_exponential(n), KarrasClock(), beta=beta)
 
     def networks() -> tuple[nn.Module, nn.Module]:
@@ -230,7 +231,7 @@ class Progress:
     """What a training run showed: one entry a look, and totals.
 
     Attributes:
-        curve: rows of iteration, seconds, and what :meth:`Examination.judge` says, and ``snr``.
+        curve: rows of iteration, seconds, and what `Examination.judge` says, and ``snr``.
         calls: denoised images (calls of the backbone times batch).
         seconds: of training, looks not counted.
         skipped: updates left out because they were not finite.

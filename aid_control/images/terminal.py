@@ -1,8 +1,9 @@
 r"""The terminal cost of guidance: what "a good filling" means.
 
-.. math::
-    \Psi(x; x_0) = \frac{1}{2d}\big( w_h\,|(1 - M)(x - x_0)|^2 + w_k\,|M (x - x_0)|^2 \big)
-                   + w_p\, \mathrm{perceptual}(x, x_0),
+$$
+\Psi(x; x_0) = \frac{1}{2d}\big( w_h\,|(1 - M)(x - x_0)|^2 + w_k\,|M (x - x_0)|^2 \big)
++ w_p\, \mathrm{perceptual}(x, x_0),
+$$
 
 a mean over the d pixels and channels, so that its size does not depend on the resolution.  The first term pulls the
 hole towards the posterior mean (high PSNR, smooth), the second keeps what is known, the third (any differentiable
@@ -74,7 +75,7 @@ class TerminalCost:
 
         Args:
             x: (B, C, H, W).
-            target: the clean image, or a :class:`Goal` where the weights tell hole from known.
+            target: the clean image, or a `Goal` where the weights tell hole from known.
 
         Raises:
             ValueError: where a mask is needed and there is none.

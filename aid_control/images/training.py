@@ -1,6 +1,6 @@
 r"""What the generic trainer needs to learn guidance: batches of (start, observation, clean image).
 
-Two phases, one :class:`~aid_control.trainer.ActorCritic`:
+Two phases, one `ActorCritic`:
 
 1. the critic's terminal condition (no backbone calls): the encoder learns m(xi) = E[x0 | y, M];
 2. actor-critic on rollouts of the guided flow, the guess held fixed: gains, corrections and the small network.
@@ -41,7 +41,7 @@ class InpaintingData:
 
     Args:
         images: uint8 (N, C, H, W).
-        mask_kind: see :func:`.masks.make_mask`.
+        mask_kind: see `masks.make_mask`.
         seed: of everything random.
         device: where batches go.
     """
@@ -64,7 +64,7 @@ class InpaintingData:
     def rollout_batch(
         self, problem: GuidanceProblem, guidance: Guidance, batch: int, iteration: int, steps: int
     ) -> Batch:
-        """A batch for :meth:`aid_control.trainer.ActorCritic.iterate`."""
+        """A batch for `aid_control.trainer.ActorCritic.iterate`."""
         x0, mask = self.clean_and_mask(batch, iteration)
         noise = torch.randn(x0.shape, generator=generator(self.seed, 0x5EED, iteration)).to(x0)
         context = guidance.observe(x0 * mask, mask)

@@ -1,10 +1,11 @@
 r"""Adjoint matching: the lean adjoint of the frozen drift along the path (one vector-Jacobian product a step).
 
-.. math::
-    p_K = \nabla \Psi(X_K), \qquad \tilde p_{k+1} = e^{-\rho\Delta t} p_{k+1}, \qquad
-    p_k = \tilde p_{k+1} + \Delta t\,\big((\partial_x b)' \tilde p_{k+1} + \partial_x (f + c)(t_k, X_k, m_k)\big),
+$$
+p_K = \nabla \Psi(X_K), \qquad \tilde p_{k+1} = e^{-\rho\Delta t} p_{k+1}, \qquad
+p_k = \tilde p_{k+1} + \Delta t\,\big((\partial_x b)' \tilde p_{k+1} + \partial_x (f + c)(t_k, X_k, m_k)\big),
+$$
 
-and the target w_k minimises :math:`c(u) + \tilde p_{k+1} \cdot Bu` (:math:`-B'\tilde p_{k+1}/R` for the plain weight).
+and the target w_k minimises $c(u) + \tilde p_{k+1} \cdot Bu$ ($-B'\tilde p_{k+1}/R$ for the plain weight).
 
 At the optimum p = grad V along the path.  The gradient of the terminal cost is replaced by the critic's at
 T, i.e. by its conditional mean given the context, which has the same expectation and less noise.

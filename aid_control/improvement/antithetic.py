@@ -1,16 +1,17 @@
 r"""The score estimator made strong: mirrored pairs, analytic control cost, many pairs a state.
 
 Where the dynamics are affine in the control and noise-free, the next state under another action is known without
-asking the drift again, :math:`X_{k+1}(a) = X_{k+1} + \Delta t\, B (a - A_k)`.  With e ~ N(0, v I) and the pair
-:math:`m \pm e`, the even part of the advantage cancels (the value itself, the quadratic cost of e) and the control
+asking the drift again, $X_{k+1}(a) = X_{k+1} + \Delta t\, B (a - A_k)$.  With e ~ N(0, v I) and the pair
+$m \pm e$, the even part of the advantage cancels (the value itself, the quadratic cost of e) and the control
 cost's part is known exactly, so that
 
-.. math::
-    g_k = \frac{e}{v} \cdot \tfrac12\big[ \hat V(t_{k+1}, X(m + e)) - \hat V(t_{k+1}, X(m - e)) \big]
-          + R\,\Delta t\, m_k
+$$
+g_k = \frac{e}{v} \cdot \tfrac12\big[ \hat V(t_{k+1}, X(m + e)) - \hat V(t_{k+1}, X(m - e)) \big]
++ R\,\Delta t\, m_k
+$$
 
-has the expectation of :mod:`.score` with a variance that no longer grows as v falls; pre-multiplied by v/(R v Dt) it is
-the target :math:`w_k = -\frac{e}{v R \Delta t} \cdot \tfrac12[\dots]`. Only values of the critic are used, no
+has the expectation of `score` with a variance that no longer grows as v falls; pre-multiplied by v/(R v Dt) it is
+the target $w_k = -\frac{e}{v R \Delta t} \cdot \tfrac12[\dots]$. Only values of the critic are used, no
 gradients and no calls of the drift; n pairs divide the variance by n. The e of further pairs are those of the other
 paths of the batch, which are independent of this one's state. What remains is the noise of looking along one
 direction of d: a relative variance of about d/n.

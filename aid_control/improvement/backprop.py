@@ -1,7 +1,9 @@
 r"""Backpropagation through the sampler: the exact gradient of the discretised cost, at the price of memory.
 
-.. math::  \partial_\phi J = \partial_\phi \Big[ \sum_k (f + \tfrac12 R |m_\phi|^2)\Delta t + \Psi(X_K) \Big],
-           \qquad X_{k+1} = X_k + \Delta t\,(b + B m_\phi) .
+$$
+\partial_\phi J = \partial_\phi \Big[ \sum_k (f + \tfrac12 R |m_\phi|^2)\Delta t + \Psi(X_K) \Big],
+\qquad X_{k+1} = X_k + \Delta t\,(b + B m_\phi) .
+$$
 
 The frozen drift is differentiated (twice as many operations as adjoint matching); with gradient checkpointing one
 step's activations are kept at a time and every step is run a second time, so that memory grows with the number of

@@ -1,10 +1,11 @@
 r"""The policy gradient (Jia & Zhou 2022b, theorem 5), for a minimisation and any baseline.
 
-.. math::
-    \partial_\phi J(0, x) = E \int_0^T \big[ \partial_\phi \log \pi_\phi(A_t | t, X_t) + H_t \big]\, dM_t, \qquad
-    dM = e^{-\rho t} \big( dJ + (c + \tau \log\pi - \rho J)\, dt \big),
+$$
+\partial_\phi J(0, x) = E \int_0^T \big[ \partial_\phi \log \pi_\phi(A_t | t, X_t) + H_t \big]\, dM_t, \qquad
+dM = e^{-\rho t} \big( dJ + (c + \tau \log\pi - \rho J)\, dt \big),
+$$
 
-so that :math:`\phi \mathrel{-}= a\,\partial_\phi J`. H is any adapted process: it multiplies a martingale's
+so that $\phi \mathrel{-}= a\,\partial_\phi J$. H is any adapted process: it multiplies a martingale's
 increments (where J is right) and only changes the variance. It is entered here as the gradient of a scalar h, H = d h
 / d phi; and a function b(t, x) may be subtracted from dM/dt, because the score has mean zero given the state.
 """

@@ -1,19 +1,21 @@
 r"""q-learning (Jia & Zhou 2023): the value and the advantage *rate* together, on- and off-policy.
 
-.. math::
-    q(t, x, a) = J_t + H(t, x, a, J_x, J_{xx}) - \rho J, \qquad
-    \int e^{-q/\tau} da = 1, \qquad \pi \propto e^{-q/\tau} .
+$$
+q(t, x, a) = J_t + H(t, x, a, J_x, J_{xx}) - \rho J, \qquad
+\int e^{-q/\tau} da = 1, \qquad \pi \propto e^{-q/\tau} .
+$$
 
-For any behaviour policy :math:`e^{-\rho s}J + \int e^{-\rho u}(c - q)\,du` is a martingale (c without the entropy),
-so with :math:`\delta_i = J_{i+1} - J_i + (c_i - q_i - \rho J_i)\Delta t`
+For any behaviour policy $e^{-\rho s}J + \int e^{-\rho u}(c - q)\,du$ is a martingale (c without the entropy),
+so with $\delta_i = J_{i+1} - J_i + (c_i - q_i - \rho J_i)\Delta t$
 
-.. math::
-    \theta \mathrel{+}= a \sum \partial_\theta J\, \delta, \qquad
-    \psi \mathrel{+}= a \sum \partial_\psi q\, \delta .
+$$
+\theta \mathrel{+}= a \sum \partial_\theta J\, \delta, \qquad
+\psi \mathrel{+}= a \sum \partial_\psi q\, \delta .
+$$
 
-:class:`GaussianAdvantage` is the normalised q of a Gaussian policy. :func:`least_squares_q` solves the same equations
-in one go for a value linear in its weights and :math:`q = g(t, x)\cdot e + \tfrac12 e'S(t)e`, e = a - m(t, x)
-(compatible features): the policy's new mean is :math:`m - S^{-1}g`. The constant that normalises q is left to J,
+`GaussianAdvantage` is the normalised q of a Gaussian policy. `least_squares_q` solves the same equations
+in one go for a value linear in its weights and $q = g(t, x)\cdot e + \tfrac12 e'S(t)e$, e = a - m(t, x)
+(compatible features): the policy's new mean is $m - S^{-1}g$. The constant that normalises q is left to J,
 whose own constant it shifts; the mean does not see it.
 """
 
@@ -80,7 +82,7 @@ def q_learning_loss(
     """A scalar whose gradient is minus the joint CTD(0) direction of J and q, summed over steps, mean over paths.
 
     Args:
-        values: J along the path (:meth:`..value.Shifted.along`), differentiable.
+        values: J along the path (`value.Shifted.along`), differentiable.
         advantage: q(t, x, a).
         trajectory: made by any policy; its costs without the entropy.
         average: eta of an ergodic problem.
@@ -92,7 +94,7 @@ def q_learning_loss(
 
 
 class QSolution:
-    """What :func:`least_squares_q` found.
+    """What `least_squares_q` found.
 
     Attributes:
         value: weights of J, (S, p).

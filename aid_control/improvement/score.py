@@ -1,11 +1,12 @@
 r"""The score-function (REINFORCE) estimator: Algorithm 1 of AID.
 
-.. math::
-    g_k = \frac{A_k - m_k}{v_k}\, \delta_k, \qquad
-    \delta_k = \hat V_{k+1} - \hat V_k + (f + \tfrac12 R |A_k|^2)\Delta t .
+$$
+g_k = \frac{A_k - m_k}{v_k}\, \delta_k, \qquad
+\delta_k = \hat V_{k+1} - \hat V_k + (f + \tfrac12 R |A_k|^2)\Delta t .
+$$
 
 Its expectation is the gradient of the expected cost in m_k, (B' grad V + R m) Dt, so the target is
-:math:`w_k = m_k - g_k / (R\,\Delta t)`.  It needs only values of the critic, but its noise grows with the dimension.
+$w_k = m_k - g_k / (R\,\Delta t)$.  It needs only values of the critic, but its noise grows with the dimension.
 """
 
 from __future__ import annotations

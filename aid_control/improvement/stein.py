@@ -2,11 +2,13 @@ r"""The Stein (Rao-Blackwellised) form of the actor update.
 
 By Stein's lemma E[(A - m)/v g(A)] = E[grad g(A)], so the score estimator has the same expectation as
 
-.. math::  g_k = \Delta t\,\big( B' \nabla_x \hat V(t_{k+1}, X_{k+1}) + R m_k \big),
+$$
+g_k = \Delta t\,\big( B' \nabla_x \hat V(t_{k+1}, X_{k+1}) + R m_k \big),
+$$
 
 without the noise of the score.  Only the critic is differentiated, never the drift.  The target is
-:math:`w_k = -B' \nabla \hat V_{k+1} / R`; in general it minimises
-:math:`c(u) + e^{-\rho\Delta t}\nabla\hat V_{k+1} \cdot Bu`.
+$w_k = -B' \nabla \hat V_{k+1} / R$; in general it minimises
+$c(u) + e^{-\rho\Delta t}\nabla\hat V_{k+1} \cdot Bu$.
 """
 
 from __future__ import annotations

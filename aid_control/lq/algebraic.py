@@ -1,17 +1,19 @@
 r"""Stationary problems: the algebraic Riccati equation, discounted or ergodic, with control-dependent noise.
 
-.. math::  0 = -\rho P + A'P + PA + \sum_j C_j'PC_j + Q - L'S^{-1}L, \qquad S > 0,
+$$
+0 = -\rho P + A'P + PA + \sum_j C_j'PC_j + Q - L'S^{-1}L, \qquad S > 0,
+$$
 
-with the linear and constant parts as in :mod:`.riccati` at :math:`\dot p = \dot k = 0`.  For rho = 0 the constant
+with the linear and constant parts as in `riccati` at $\dot p = \dot k = 0$.  For rho = 0 the constant
 does not exist; what the equation for k then gives is the *average cost* per unit time, and V is known up to a
 constant (k = 0 here).
 
 Without state- and control-dependent noise it is a continuous algebraic Riccati equation of
-:math:`A - \tfrac\rho2 I`, solved by scipy.  Otherwise: the Riccati *differential* equation is run over doubling
+$A - \tfrac\rho2 I$, solved by scipy.  Otherwise: the Riccati *differential* equation is run over doubling
 horizons until its first gain is mean-square stabilising, and Newton's method (Kleinman: evaluate a gain by one
 linear solve, take the minimiser) polishes it; it converges quadratically and monotonically from any stabilising
 gain (Damm & Hinrichsen 2001).  A gain is stabilising if the operator
-:math:`P \mapsto A_K'P + PA_K + \sum_j C_{K,j}'PC_{K,j} - \rho P` has its spectrum in the left half-plane.
+$P \mapsto A_K'P + PA_K + \sum_j C_{K,j}'PC_{K,j} - \rho P$ has its spectrum in the left half-plane.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@ r"""What Euler-Maruyama computes, exactly: the cost of a policy in the *discreti
 
 One step is linear in x, so V_k stays quadratic and the recursion
 
-.. math::
-    V_k(x) = \Delta t\,(\text{stage cost}) + e^{-\rho \Delta t}\, E\, V_{k+1}(\mu(x) + \text{noise}), \qquad
-    \mu(x) = x + \Delta t\,(A_K x + b_K),
+$$
+V_k(x) = \Delta t\,(\text{stage cost}) + e^{-\rho \Delta t}\, E\, V_{k+1}(\mu(x) + \text{noise}), \qquad
+\mu(x) = x + \Delta t\,(A_K x + b_K),
+$$
 
-is solved in closed form.  The noise adds :math:`\tfrac{\Delta t}2 \sum_j c_j(x)'P_{k+1}c_j(x)`; the policy's spread
-adds :math:`\tfrac{\Delta t}2\sum_j \mathrm{tr}(D_j'PD_j\Sigma)` when averaged, and
-:math:`\tfrac{\Delta t^2}2 \mathrm{tr}(B'PB\Sigma)` on top when sampled: the whole difference of the two, of order Dt.
+is solved in closed form.  The noise adds $\tfrac{\Delta t}2 \sum_j c_j(x)'P_{k+1}c_j(x)$; the policy's spread
+adds $\tfrac{\Delta t}2\sum_j \mathrm{tr}(D_j'PD_j\Sigma)$ when averaged, and
+$\tfrac{\Delta t^2}2 \mathrm{tr}(B'PB\Sigma)$ on top when sampled: the whole difference of the two, of order Dt.
 So a Monte-Carlo estimate can be tested without any allowance for the step, and orders of convergence can be
 measured without noise.
 """
@@ -39,7 +40,7 @@ def scheme_value(
         problem: the problem.
         policy: an affine Gaussian policy.
         grid: times (K + 1,).
-        mode: execution mode of :func:`..rollout.rollout`.
+        mode: execution mode of `rollout.rollout`.
         temperature: tau of the entropy in the cost.
 
     Returns:

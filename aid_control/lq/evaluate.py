@@ -3,14 +3,17 @@ r"""The exact value of *any* affine Gaussian policy, and exact policy iteration.
 Under N(K x + kappa, Sigma) the closed loop is A + BK, b + B kappa, C_j + D_j K, s_j + D_j kappa, the averaged
 noise has the further columns D_j Sigma^{1/2}, and
 
-.. math::
-    -\dot P &= -\rho P + A_K'P + PA_K + \sum_j C_{K,j}'PC_{K,j} + Q + NK + K'N' + K'RK, \\
-    -\dot p &= -\rho p + A_K'p + Pb_K + \sum_j C_{K,j}'Ps_{K,j} + q + N\kappa + K'(R\kappa + r), \\
-    -\dot k &= -\rho k + p'b_K + \tfrac12\sum_j s_{K,j}'Ps_{K,j} + \tfrac12\kappa'R\kappa + r'\kappa
-               + \tfrac12 \mathrm{tr}(S\Sigma) - \tau\, \mathcal{H}(\Sigma),
+$$
+\begin{aligned}
+-\dot P &= -\rho P + A_K'P + PA_K + \sum_j C_{K,j}'PC_{K,j} + Q + NK + K'N' + K'RK, \\
+-\dot p &= -\rho p + A_K'p + Pb_K + \sum_j C_{K,j}'Ps_{K,j} + q + N\kappa + K'(R\kappa + r), \\
+-\dot k &= -\rho k + p'b_K + \tfrac12\sum_j s_{K,j}'Ps_{K,j} + \tfrac12\kappa'R\kappa + r'\kappa
++ \tfrac12 \mathrm{tr}(S\Sigma) - \tau\, \mathcal{H}(\Sigma),
+\end{aligned}
+$$
 
 a *linear* equation: it shares nothing with the Riccati equation but the problem.  Improving by the Gibbs policy
-of the resulting Hamiltonian (found by :mod:`..hjb`, by automatic differentiation) and repeating is Newton's method
+of the resulting Hamiltonian (found by `hjb`, by automatic differentiation) and repeating is Newton's method
 on the Riccati equation (Kleinman 1968; Tang & Zhou 2024 for the exploratory form); its fixed point is an
 exploratory optimum that never saw a Riccati equation.
 """

@@ -1,7 +1,7 @@
 r"""The recovery theorem by simulation and by learning, against the closed forms.
 
 - the simulated exploratory cost against V^tau, and against what the Euler scheme computes exactly;
-- sampled against averaged execution: both of order one in the step, by :mod:`.discrete` without noise;
+- sampled against averaged execution: both of order one in the step, by `discrete` without noise;
 - the optimal gain learned from trajectories alone, by many learners at once.
 """
 

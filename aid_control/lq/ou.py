@@ -1,27 +1,33 @@
 r"""Exact simulation of linear equations with additive noise, on given Brownian increments.
 
-.. math:: dX = (A X + b)\,dt + \sum_{j=1}^n s_j\, dW^j, \qquad
-          X_{t+h} = e^{Ah} X_t + \Phi_h b + Z, \quad
-          \Phi_h = \int_0^h e^{Au} du, \quad
-          Z = \int_t^{t+h} e^{A(t+h-v)} s'\, dW_v .
+$$
+dX = (A X + b)\,dt + \sum_{j=1}^n s_j\, dW^j, \qquad
+X_{t+h} = e^{Ah} X_t + \Phi_h b + Z, \quad
+\Phi_h = \int_0^h e^{Au} du, \quad
+Z = \int_t^{t+h} e^{A(t+h-v)} s'\, dW_v .
+$$
 
-Z and :math:`\Delta W = W_{t+h} - W_t` are jointly Gaussian with mean zero and
+Z and $\Delta W = W_{t+h} - W_t$ are jointly Gaussian with mean zero and
 
-.. math:: \mathrm{Cov}(Z) = \int_0^h e^{Au} s's\, e^{A'u} du, \qquad
-          \mathrm{Cov}(Z, \Delta W) = \Phi_h s', \qquad \mathrm{Cov}(\Delta W) = h I,
+$$
+\mathrm{Cov}(Z) = \int_0^h e^{Au} s's\, e^{A'u} du, \qquad
+\mathrm{Cov}(Z, \Delta W) = \Phi_h s', \qquad \mathrm{Cov}(\Delta W) = h I,
+$$
 
-so that given :math:`\Delta W` it is the known :math:`\Phi_h s' \Delta W / h` plus an independent Gaussian of
-covariance :math:`\mathrm{Cov}(Z) - \Phi_h s's\, \Phi_h'/h`, of size h^3: a scheme and the exact solution run on the
-*same* Brownian path.  Over two steps :math:`Z = e^{A h_2} Z_1 + Z_2`: a path observed less often stays that path.
+so that given $\Delta W$ it is the known $\Phi_h s' \Delta W / h$ plus an independent Gaussian of
+covariance $\mathrm{Cov}(Z) - \Phi_h s's\, \Phi_h'/h$, of size h^3: a scheme and the exact solution run on the
+*same* Brownian path.  Over two steps $Z = e^{A h_2} Z_1 + Z_2$: a path observed less often stays that path.
 
-All this is one linear equation for Y = (X, W, 1), :math:`dY = L Y dt + g\, dW`, and Van Loan's (1978) block exponential
+All this is one linear equation for Y = (X, W, 1), $dY = L Y dt + g\, dW$, and Van Loan's (1978) block exponential
 
-.. math:: \exp\begin{pmatrix} -L & gg' \\ 0 & L' \end{pmatrix} h
-          = \begin{pmatrix} * & E^{-1} V \\ 0 & E' \end{pmatrix}, \qquad
-          E = e^{Lh}, \quad V = \int_0^h e^{Lu} gg' e^{L'u} du .
+$$
+\exp\begin{pmatrix} -L & gg' \\ 0 & L' \end{pmatrix} h
+= \begin{pmatrix} * & E^{-1} V \\ 0 & E' \end{pmatrix}, \qquad
+E = e^{Lh}, \quad V = \int_0^h e^{Lu} gg' e^{L'u} du .
+$$
 
-It is taken over a short time and doubled, :math:`V \leftarrow V + E V E'`, :math:`E \leftarrow E^2`, because
-:math:`e^{-Lh}` would swamp a strongly contracting system.
+It is taken over a short time and doubled, $V \leftarrow V + E V E'$, $E \leftarrow E^2$, because
+$e^{-Lh}$ would swamp a strongly contracting system.
 """
 
 from __future__ import annotations
@@ -188,7 +194,7 @@ class OrnsteinUhlenbeck:
         """The exact solution on the grid of the increments, (K + 1, B, d).
 
         Coarse increments know less of the path, and what they leave open would be drawn anew: for the same process
-        on a coarser grid take every k-th state, or :meth:`coarsen` its :meth:`convolutions`.
+        on a coarser grid take every k-th state, or `coarsen` its `convolutions`.
 
         Args:
             x0: (d,) or (B, d).

@@ -1,14 +1,17 @@
 r"""Linear-quadratic problems in full generality.
 
-.. math::
-    dX &= (A X + B u + b)\,dt + \sum_{j=1}^n (C_j X + D_j u + s_j)\, dW^j, \\
-    J &= E\Big[\int_0^T e^{-\rho t}\Big(\tfrac12 X'QX + X'N u + \tfrac12 u'Ru + q'X + r'u\Big)dt
-         + e^{-\rho T}\Big(\tfrac12 X_T' G X_T + g'X_T\Big)\Big].
+$$
+\begin{aligned}
+dX &= (A X + B u + b)\,dt + \sum_{j=1}^n (C_j X + D_j u + s_j)\, dW^j, \\
+J &= E\Big[\int_0^T e^{-\rho t}\Big(\tfrac12 X'QX + X'N u + \tfrac12 u'Ru + q'X + r'u\Big)dt
++ e^{-\rho T}\Big(\tfrac12 X_T' G X_T + g'X_T\Big)\Big].
+\end{aligned}
+$$
 
 Every running coefficient may depend on time; Q, R and G may be indefinite (feasibility is decided by
-:math:`S = R + \sum_j D_j' P D_j > 0` along the Riccati equation, :mod:`.riccati`); T may be infinite.  A leading
+$S = R + \sum_j D_j' P D_j > 0$ along the Riccati equation, `riccati`); T may be infinite.  A leading
 dimension S on any coefficient makes a *batch of problems*: states are then S groups of rows, (S b, d), as in
-:mod:`..linear`, so that many problems, or one problem under many policies, run through one rollout.
+`linear`, so that many problems, or one problem under many policies, run through one rollout.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 r"""Quadratic values and affine Gaussian policies: the two objects every LQ answer consists of.
 
-.. math::
-    V(t, x) = \tfrac12 x'P(t)x + p(t)'x + k(t), \qquad
-    \pi(\cdot|t, x) = N\big(K(t)x + \kappa(t),\, \Sigma(t)\big).
+$$
+V(t, x) = \tfrac12 x'P(t)x + p(t)'x + k(t), \qquad
+\pi(\cdot|t, x) = N\big(K(t)x + \kappa(t),\, \Sigma(t)\big).
+$$
 """
 
 from __future__ import annotations

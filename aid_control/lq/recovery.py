@@ -3,11 +3,13 @@ r"""The recovery theorem as numbers: measurements on linear-quadratic problems.
 Theorem.  For every temperature the optimal policy of the entropy-regularised problem is Gaussian, its mean is the
 optimal deterministic control, and
 
-.. math::  V^\tau(t, x) = V^0(t, x) - \frac\tau2 \int_t^T e^{-\rho(r-t)} \log\frac{(2\pi\tau)^m}{\det S(r)}\, dr .
+$$
+V^\tau(t, x) = V^0(t, x) - \frac\tau2 \int_t^T e^{-\rho(r-t)} \log\frac{(2\pi\tau)^m}{\det S(r)}\, dr .
+$$
 
 Two sides that share nothing but the problem are compared: the Riccati equation on one, and on the other exact
 policy iteration through the generic HJB layer or quadrature of the shift (simulation and learning from data:
-:mod:`.experiments`).
+`experiments`).
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 r"""The generalised Riccati equation on a finite horizon, and the exploratory optimum at any temperature.
 
-With :math:`S = R + \sum_j D_j'PD_j`, :math:`L = B'P + N' + \sum_j D_j'PC_j`,
-:math:`\ell = B'p + r + \sum_j D_j'Ps_j` (sums over the columns of the noise), putting
-:math:`V = \tfrac12 x'Px + p'x + k` into the exploratory HJB equation and comparing powers of x gives
+With $S = R + \sum_j D_j'PD_j$, $L = B'P + N' + \sum_j D_j'PC_j$,
+$\ell = B'p + r + \sum_j D_j'Ps_j$ (sums over the columns of the noise), putting
+$V = \tfrac12 x'Px + p'x + k$ into the exploratory HJB equation and comparing powers of x gives
 
-.. math::
-    -\dot P &= -\rho P + A'P + PA + \sum_j C_j'PC_j + Q - L'S^{-1}L, & P(T) &= G, \\
-    -\dot p &= -\rho p + A'p + Pb + \sum_j C_j'Ps_j + q - L'S^{-1}\ell, & p(T) &= g, \\
-    -\dot k &= -\rho k + p'b + \tfrac12\sum_j s_j'Ps_j - \tfrac12 \ell'S^{-1}\ell
-               - \tfrac\tau2 \log\frac{(2\pi\tau)^m}{\det S}, & k(T) &= 0,
+$$
+\begin{aligned}
+-\dot P &= -\rho P + A'P + PA + \sum_j C_j'PC_j + Q - L'S^{-1}L, & P(T) &= G, \\
+-\dot p &= -\rho p + A'p + Pb + \sum_j C_j'Ps_j + q - L'S^{-1}\ell, & p(T) &= g, \\
+-\dot k &= -\rho k + p'b + \tfrac12\sum_j s_j'Ps_j - \tfrac12 \ell'S^{-1}\ell
+- \tfrac\tau2 \log\frac{(2\pi\tau)^m}{\det S}, & k(T) &= 0,
+\end{aligned}
+$$
 
-and the policy :math:`N(-S^{-1}(Lx + \ell),\, \tau S^{-1})`.  The temperature enters k alone: the recovery theorem.
+and the policy $N(-S^{-1}(Lx + \ell),\, \tau S^{-1})$.  The temperature enters k alone: the recovery theorem.
 The problem is feasible on [t, T] while S stays positive definite (R itself may be indefinite) and P finite.
 """
 
@@ -70,7 +73,7 @@ def numpy_at(problem: LQProblem, t: float) -> Arrays:
 
 
 def arrays_of(problem: LQProblem) -> Callable[[float], Arrays]:
-    """:func:`numpy_at` as a function of time, made once where nothing moves."""
+    """`numpy_at` as a function of time, made once where nothing moves."""
     if problem.time_varying:
         return lambda t: numpy_at(problem, t)
     fixed = numpy_at(problem, 0.0)
@@ -116,7 +119,7 @@ def pack(big: np.ndarray, small: np.ndarray, constant: np.ndarray) -> np.ndarray
 
 
 def unpack(y: np.ndarray, groups: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The inverse of :func:`pack`, with P made symmetric."""
+    """The inverse of `pack`, with P made symmetric."""
     rows = y.reshape(groups, d * d + d + 1)
     big = rows[:, : d * d].reshape(groups, d, d)
     return (big + big.mT) / 2, rows[:, d * d : -1], rows[:, -1]

@@ -1,15 +1,17 @@
 r"""The AID toy: the smallest problem with everything in it, solved by hand.
 
-.. math::
-    \dot x = -a x + u, \qquad J = \tfrac{\beta}{2}\int_0^T |u|^2 dt + \tfrac12 |x_T - c|^2, \qquad x, u, c \in R^d .
+$$
+\dot x = -a x + u, \qquad J = \tfrac{\beta}{2}\int_0^T |u|^2 dt + \tfrac12 |x_T - c|^2, \qquad x, u, c \in R^d .
+$$
 
-With :math:`G(t) = (1 - e^{-2a(T-t)})/(2a)` (and T - t for a = 0) and :math:`F = e^{-a(T-t)} x`, the end of the
+With $G(t) = (1 - e^{-2a(T-t)})/(2a)$ (and T - t for a = 0) and $F = e^{-a(T-t)} x$, the end of the
 uncontrolled flow,
 
-.. math::
-    V(t, x) = \frac{|F - c|^2}{2\,(1 + G/\beta)}, \qquad u^*(t, x) = -\frac{e^{-a(T-t)}(F - c)}{\beta + G} .
+$$
+V(t, x) = \frac{|F - c|^2}{2\,(1 + G/\beta)}, \qquad u^*(t, x) = -\frac{e^{-a(T-t)}(F - c)}{\beta + G} .
+$$
 
-Putting V into :math:`V_t - a x \cdot V_x - |V_x|^2/(2\beta) = 0` gives zero, and V(T, x) is the terminal cost.
+Putting V into $V_t - a x \cdot V_x - |V_x|^2/(2\beta) = 0$ gives zero, and V(T, x) is the terminal cost.
 """
 
 from __future__ import annotations

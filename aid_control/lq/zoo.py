@@ -1,4 +1,4 @@
-r"""Named problems of the literature, written as :class:`.problem.LQProblem` (a minimisation everywhere).
+r"""Named problems of the literature, written as `problem.LQProblem` (a minimisation everywhere).
 
 A source that maximises a reward -c is entered with the cost c.  Defaults are the published values.
 """
@@ -30,7 +30,7 @@ def wang_zariphopoulou_zhou(
 ) -> LQProblem:  # fmt: skip
     r"""The scalar stationary problem of Wang, Zariphopoulou & Zhou (JMLR 2020, section 4), infinite horizon.
 
-    dX = (A X + B u) dt + (C X + D u) dW, reward :math:`-(\tfrac M2 x^2 + Rxu + \tfrac N2u^2 + Px + Qu)`.  The
+    dX = (A X + B u) dt + (C X + D u) dW, reward $-(\tfrac M2 x^2 + Rxu + \tfrac N2u^2 + Px + Qu)$.  The
     paper leaves the coefficients general; these are an example.
 
     Args:
@@ -59,7 +59,7 @@ def ergodic_jia_zhou() -> LQProblem:
 def regret(horizon: float = 1.0) -> LQProblem:
     r"""Huang, Jia & Zhou (SICON 2025): dX = (X + u) dt + (X + u) dW, x_0 = 1.
 
-    Cost :math:`\tfrac12\int X^2 dt + \tfrac12X_T^2`: the control costs nothing (R = 0), S = D'PD alone makes the
+    Cost $\tfrac12\int X^2 dt + \tfrac12X_T^2$: the control costs nothing (R = 0), S = D'PD alone makes the
     problem well posed.  The optimal gain is -(B + CD)/D^2 = -2 at all times.
     """
     return LQProblem(1.0, 1.0, Q=1.0, R=0.0, C=[[[1.0]]], D=[[[1.0]]], G=1.0, horizon=horizon)
@@ -68,7 +68,7 @@ def regret(horizon: float = 1.0) -> LQProblem:
 def ou_quadratic(hard: bool = False, dim: int = 20) -> LQProblem:
     r"""Ornstein-Uhlenbeck with quadratic costs, of stochastic optimal control matching (Domingo-Enrich et al. 2024).
 
-    dX = (aX + u) dt + dW, cost :math:`\int \tfrac12|u|^2 + w|x|^2 dt + g|X_T|^2`, T = 1, lambda = 1; easy:
+    dX = (aX + u) dt + dW, cost $\int \tfrac12|u|^2 + w|x|^2 dt + g|X_T|^2$, T = 1, lambda = 1; easy:
     a = w = 0.2, g = 0.1; hard: a = w = 1, g = 0.5.
 
     Args:
@@ -83,9 +83,9 @@ def ou_quadratic(hard: bool = False, dim: int = 20) -> LQProblem:
 def aid_toy(
     a: float = 1.0, beta: float = 0.5, goal: float | Tensor = 1.0, dim: int = 1, horizon: float = 1.0
 ) -> LQProblem:
-    r"""The AID toy of :mod:`.toy` with a fixed goal c.
+    r"""The AID toy of `toy` with a fixed goal c.
 
-    dx = (-ax + u) dt, cost :math:`\tfrac\beta2\int|u|^2 dt + \tfrac12|x_T - c|^2`; the constant :math:`|c|^2/2` is
+    dx = (-ax + u) dt, cost $\tfrac\beta2\int|u|^2 dt + \tfrac12|x_T - c|^2$; the constant $|c|^2/2$ is
     left out of the value.
 
     Args:
@@ -106,10 +106,10 @@ def gaussian_drift_guidance(
 ) -> LQProblem:  # fmt: skip
     r"""Guidance of a diffusion model whose images are Gaussian, N(mu, C), in the clock t = sigma_max - sigma.
 
-    The probability flow is affine: :math:`b = (D - x)/\sigma` with
-    :math:`D - x = -\sigma^2 (C + \sigma^2 I)^{-1}(x - \mu)`, so :math:`b = -\sigma (C + \sigma^2 I)^{-1}(x - \mu)`
+    The probability flow is affine: $b = (D - x)/\sigma$ with
+    $D - x = -\sigma^2 (C + \sigma^2 I)^{-1}(x - \mu)$, so $b = -\sigma (C + \sigma^2 I)^{-1}(x - \mu)$
     with sigma = sigma_max - t, and the flow ends at sigma_min. Cost
-    :math:`\tfrac\beta2\int|u|^2 + \tfrac12|x_T - m|^2` with the posterior mean m as target (a constant left out).
+    $\tfrac\beta2\int|u|^2 + \tfrac12|x_T - m|^2$ with the posterior mean m as target (a constant left out).
 
     Args:
         covariance: C, (d, d) symmetric positive semidefinite.

@@ -1,16 +1,17 @@
 r"""A denoiser that sees what is known of the image: D(x, y, M; s), EDM's preconditioning around a wider U-Net.
 
-.. math::
-    D(x, y, M; s) = c_{skip}(s)\, x + c_{out}(s)\, F\big([\,c_{in}(s)\, x,\; M y,\; M\,];\; c_{noise}(s)\big)
+$$
+D(x, y, M; s) = c_{skip}(s)\, x + c_{out}(s)\, F\big([\,c_{in}(s)\, x,\; M y,\; M\,];\; c_{noise}(s)\big)
+$$
 
-with EDM's coefficients (:class:`.precond.EDMPrecond`).  Conditioning by concatenation is that of Palette (Saharia et
+with EDM's coefficients (`precond.EDMPrecond`).  Conditioning by concatenation is that of Palette (Saharia et
 al. 2022); the mask as a channel of its own lets one network serve all masks.
 
-*Interface.*  x, M y and M travel as one tensor of 2C + 1 channels (:func:`observed`), so that the network is called
-like every other :class:`.precond.Denoiser` and whatever wraps one (counting, one image at a time) wraps this one too.
-:class:`Given` binds an observation and leaves D(x; s).
+*Interface.*  x, M y and M travel as one tensor of 2C + 1 channels (`observed`), so that the network is called
+like every other `precond.Denoiser` and whatever wraps one (counting, one image at a time) wraps this one too.
+`Given` binds an observation and leaves D(x; s).
 
-*Start.*  :meth:`ConditionalDenoiser.from_backbone` takes the weights of a trained unconditional network and puts zeros
+*Start.*  `ConditionalDenoiser.from_backbone` takes the weights of a trained unconditional network and puts zeros
 where the new channels enter: it equals that network until it is trained.
 """
 
@@ -43,7 +44,7 @@ __all__ = [
 
 
 def observed(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """What a :class:`ConditionalDenoiser` is called with.
+    """What a `ConditionalDenoiser` is called with.
 
     Args:
         x: noisy images (B, C, H, W).
@@ -64,7 +65,7 @@ class ConditionalDenoiser(EDMPrecond):
         sigma_min: smallest supported noise level.
         sigma_max: largest.
         sigma_data: standard deviation of the data.
-        **kwargs: see :class:`.precond.Denoiser`; ``img_channels`` is C, ``shape`` stays (C, H, W).
+        **kwargs: see `precond.Denoiser`; ``img_channels`` is C, ``shape`` stays (C, H, W).
 
     Attributes:
         backbone: fingerprint of the backbone it started from or is to be compared with; empty = any.
@@ -103,7 +104,7 @@ class ConditionalDenoiser(EDMPrecond):
 
         Args:
             net: trained unconditional (or class-conditional) EDM network.
-            kwargs: its constructor's arguments (:func:`network_arguments`).
+            kwargs: its constructor's arguments (`network_arguments`).
 
         Raises:
             InputError: for another preconditioning, or arguments that are not this network's.
@@ -131,7 +132,7 @@ class ConditionalDenoiser(EDMPrecond):
         """Denoise.
 
         Args:
-            x: :func:`observed` images (B, 2C + 1, H, W).
+            x: `observed` images (B, 2C + 1, H, W).
             sigma: noise level of the first C channels, a scalar or (B,).
             class_labels: one-hot (B, label_dim); ``None`` means the null class.
             augment_labels: (B, augment_dim) or ``None``.
@@ -171,7 +172,7 @@ class Given(Wrapped):
     """D(x; s) = D(x, y, M; s): a conditional denoiser, or a wrapper of one, with its observation bound.
 
     Args:
-        inner: called with :func:`observed`.
+        inner: called with `observed`.
         y: images (B, C, H, W).
         mask: (B, 1, H, W), 1 = known.
     """
@@ -196,7 +197,7 @@ def network_arguments(
     """The constructor's arguments of an EDM backbone, as its file tells them.
 
     Args:
-        name_or_path: as :func:`.registry.load_backbone` takes it.
+        name_or_path: as `registry.load_backbone` takes it.
         path: file of a published network.
 
     Raises:
@@ -219,7 +220,7 @@ def network_arguments(
 def save_conditional(
     path: str | os.PathLike[str], kind: str, net: ConditionalDenoiser, weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Write a conditional network atomically; the inverse of :func:`load_conditional`.
+    """Write a conditional network atomically; the inverse of `load_conditional`.
 
     Args:
         path: target, ``.safetensors``.

@@ -1,12 +1,13 @@
 r"""EDM2: the magnitude-preserving U-Net of Karras et al. (2024), its preconditioner and its published sizes.
 
-.. math::
-    D(x; \sigma) = \frac{s^2}{\sigma^2 + s^2}\, x + \frac{\sigma s}{\sqrt{\sigma^2 + s^2}}\;
-        g\, F\Big(\frac{x}{\sqrt{\sigma^2 + s^2}};\ \tfrac14 \log\sigma,\ c\Big), \qquad s = \sigma_{data},
+$$
+D(x; \sigma) = \frac{s^2}{\sigma^2 + s^2}\, x + \frac{\sigma s}{\sqrt{\sigma^2 + s^2}}\;
+g\, F\Big(\frac{x}{\sqrt{\sigma^2 + s^2}};\ \tfrac14 \log\sigma,\ c\Big), \qquad s = \sigma_{data},
+$$
 
-which is EDM's preconditioning (:mod:`.precond`); F is built of :mod:`.mp_layers`, sees a constant channel of
+which is EDM's preconditioning (`precond`); F is built of `mp_layers`, sees a constant channel of
 ones in place of biases, and g is a learned gain that starts at 0.  A head u(sigma) estimates the logarithm of
-the loss at each noise level (:mod:`.edm2_loss`).  Names of parameters are those of the published state dicts.
+the loss at each noise level (`edm2_loss`).  Names of parameters are those of the published state dicts.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class EDM2UNet(nn.Module):
         attn_resolutions: resolutions with self-attention.
         label_balance: share of the label in the conditioning vector.
         concat_balance: share of the skip connection in the decoder's concatenations.
-        **block_kwargs: of :class:`.mp_layers.MPBlock`.
+        **block_kwargs: of `mp_layers.MPBlock`.
 
     Raises:
         ValueError: for a resolution that cannot be halved often enough.
@@ -151,7 +152,7 @@ class EDM2Precond(EDMPrecond):
         use_fp16: run the U-Net in half precision (on CUDA only).
         sigma_data: standard deviation of the data.
         logvar_channels: features of the log-variance head.
-        **unet_kwargs: of :class:`EDM2UNet`.
+        **unet_kwargs: of `EDM2UNet`.
     """
 
     def __init__(
@@ -232,11 +233,11 @@ def edm2_preset(
     """A network of a published size, with random weights.
 
     Args:
-        name: one of :data:`PRESETS`.
+        name: one of `PRESETS`.
         img_resolution: side of the images (64 for the published latents and pixels alike).
         img_channels: 4 for latents, 3 for pixels.
         label_dim: number of classes.
-        **kwargs: further arguments of :class:`EDM2Precond`, or others in place of the preset's.
+        **kwargs: further arguments of `EDM2Precond`, or others in place of the preset's.
 
     Raises:
         ValueError: for an unknown name.

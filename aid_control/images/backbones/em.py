@@ -1,14 +1,15 @@
 r"""Fitting mixtures of factor analysers by expectation-maximisation (Ghahramani and Hinton 1996).
 
-*E-step.*  Responsibilities h_{ik} and, in each component, E[z] = m and E[z z'] = M^{-1} + m m' (:mod:`.exact`).
+*E-step.*  Responsibilities h_{ik} and, in each component, E[z] = m and E[z z'] = M^{-1} + m m' (`exact`).
 
 *M-step.*  With r = x - mu_k and z~ = (z, 1), a regression of the pixels on the factors, for all i at once:
 
-.. math::
-    (W, \Delta\mu) = \Big(\sum h\, r\, E[\tilde z']\Big) \Big(\sum h\, E[\tilde z \tilde z']\Big)^{-1}, \qquad
-    \psi = \max\Big(\tfrac{1}{n_k} \sum h\, E[(r - W z - \Delta\mu)^2],\ \text{floor}\Big), \qquad \pi_k = n_k / n,
+$$
+(W, \Delta\mu) = \Big(\sum h\, r\, E[\tilde z']\Big) \Big(\sum h\, E[\tilde z \tilde z']\Big)^{-1}, \qquad
+\psi = \max\Big(\tfrac{1}{n_k} \sum h\, E[(r - W z - \Delta\mu)^2],\ \text{floor}\Big), \qquad \pi_k = n_k / n,
+$$
 
-with :math:`n_k = \sum h`.  Then z is made standard again: its fitted mean and covariance are moved into mu and W
+with $n_k = \sum h$.  Then z is made standard again: its fitted mean and covariance are moved into mu and W
 (parameter expansion, Liu, Rubin and Wu 1998).  The likelihood still never falls, and far fewer steps do.
 
 *Sparse steps.*  In thousands of dimensions responsibilities are nearly 0 or 1.  All K components see all images
@@ -244,7 +245,7 @@ class Fit:
     Attributes:
         net: the model (a GaussianBackbone if it has one component): the best on the held-out images, else the last.
         history: rows of ``iteration`` (M-steps done), ``train`` (nats a dimension of the training images, where a
-            full E-step followed) and ``held_out`` (:func:`.mixture.held_out`, if images were given).
+            full E-step followed) and ``held_out`` (`mixture.held_out`, if images were given).
         best: the number of M-steps of ``net``.
     """
 
@@ -268,7 +269,7 @@ def fit_mixture(
 
     Args:
         images: uint8 (N, C, H, W), or a source of them (read into memory).
-        settings: see :class:`EMSettings`.
+        settings: see `EMSettings`.
         validation: held-out images of the same kind: measured every ``refresh`` steps, and reason to stop.
         progress: show a bar.
 

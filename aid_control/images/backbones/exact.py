@@ -1,24 +1,27 @@
 r"""Backbones whose denoiser, likelihood and posteriors are known exactly: mixtures of factor analysers.
 
-Images :math:`x_0 \in R^d` come from component k with probability :math:`\pi_k`, and then
+Images $x_0 \in R^d$ come from component k with probability $\pi_k$, and then
 
-.. math::
-    x_0 = \mu_k + W_k z + u, \qquad z \sim N(0, I_r), \quad u \sim N(0, \Psi_k), \quad \Psi_k \text{ diagonal} > 0 .
+$$
+x_0 = \mu_k + W_k z + u, \qquad z \sim N(0, I_r), \quad u \sim N(0, \Psi_k), \quad \Psi_k \text{ diagonal} > 0 .
+$$
 
 Everything asked of them is one question: what are z and u, when some pixels are seen through noise of level s?
-Let :math:`g = \psi/(\psi + s^2)` at a seen pixel and 0 at an unseen one, :math:`P = diag(g/\psi)` the precision
-of what is seen, and :math:`M = I + W' P W` (r x r; Woodbury).  Then, in every component,
+Let $g = \psi/(\psi + s^2)$ at a seen pixel and 0 at an unseen one, $P = diag(g/\psi)$ the precision
+of what is seen, and $M = I + W' P W$ (r x r; Woodbury).  Then, in every component,
 
-.. math::
-    z | x \sim N(m, M^{-1}), \quad m = M^{-1} W' P (x - \mu), \quad e = x - \mu - W m, \qquad
-    u | x, z \sim N\big(g (x - \mu - W z),\ \psi (1 - g)\big),
+$$
+z | x \sim N(m, M^{-1}), \quad m = M^{-1} W' P (x - \mu), \quad e = x - \mu - W m, \qquad
+u | x, z \sim N\big(g (x - \mu - W z),\ \psi (1 - g)\big),
+$$
 
-.. math::
-    E[x_0 | x, k] = \mu + W m + g e, \qquad
-    -2 \log p(x | k) = \log|M| + \sum_{seen} \log(2\pi\psi/g) + e' P e + m' m .
+$$
+E[x_0 | x, k] = \mu + W m + g e, \qquad
+-2 \log p(x | k) = \log|M| + \sum_{seen} \log(2\pi\psi/g) + e' P e + m' m .
+$$
 
 The last form has no cancellation, and errors of m enter it squared only.  Responsibilities are the softmax of
-:math:`\log \pi_k + \log p(x | k)`; means are their averages.  All pixels seen, s > 0: the denoiser D(x; s);
+$\log \pi_k + \log p(x | k)$; means are their averages.  All pixels seen, s > 0: the denoiser D(x; s);
 seen where a mask says so, s = 0: inpainting, with the known pixels as exact observations of the image model.
 
 *Accuracy.*  M, its inverse and every log-density are float64.  The denoiser's projections W'(..) are in the
@@ -92,7 +95,7 @@ def infer(x: Tensor, mean: Tensor, factor: Tensor, precision: Tensor, s: Small) 
         mean: (d,).
         factor: W', (r, d).
         precision: diagonal of P, (d,).
-        s: its :func:`small`.
+        s: its `small`.
     """
     centred = x - mean
     z = ((centred * precision) @ factor.T).double() @ s.inverse
@@ -112,7 +115,7 @@ class _Block(NamedTuple):
 
 
 class ExactBackbone(Denoiser):
-    """A mixture of factor analysers behind the interface of a denoiser; weights are set by :meth:`assign`.
+    """A mixture of factor analysers behind the interface of a denoiser; weights are set by `assign`.
 
     Frozen by design: gradients flow to x only.  Factorisations are cached by noise level and mask (at most 64,
     of 16 K r^2 bytes each), so a level costs the K r^2 d operations of its matrices M once, whatever the batch.
@@ -125,7 +128,7 @@ class ExactBackbone(Denoiser):
     Attributes:
         shape: (C, H, W).
         pixels: d = C H W.
-        img_resolution: H; absent for images that are not square (signals), which :func:`aid_control.images.inpaint`
+        img_resolution: H; absent for images that are not square (signals), which `aid_control.images.inpaint`
             cannot take.
         log_weights: (K,), up to a constant.
         mean: (K, d).

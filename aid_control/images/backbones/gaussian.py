@@ -1,7 +1,7 @@
 r"""Gaussian images N(mu, C), C = W W' + diag(psi): the mixture of one component, with its spectrum.
 
-With the eigen-decomposition :math:`C = U diag(l) U'` the denoiser
-:math:`D(x; s) = \mu + U diag(l/(l + s^2)) U' (x - \mu)` is affine, and control of its flow with quadratic costs is
+With the eigen-decomposition $C = U diag(l) U'$ the denoiser
+$D(x; s) = \mu + U diag(l/(l + s^2)) U' (x - \mu)$ is affine, and control of its flow with quadratic costs is
 a linear-quadratic problem, one scalar problem an eigenvector.
 """
 
@@ -115,7 +115,7 @@ class GaussianBackbone(MixtureBackbone):
         """The Gaussian with the mean and covariance of a mixture, at a lower resolution; its noise levelled.
 
         Images shrink by block means, under which means and factors shrink alike; the pooled psi, which still differs
-        from pixel to pixel, is replaced by its mean, so that :meth:`thin_spectrum` is exact at any size.
+        from pixel to pixel, is replaced by its mean, so that `thin_spectrum` is exact at any size.
 
         Args:
             mixture: of square images.

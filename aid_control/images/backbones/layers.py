@@ -2,10 +2,11 @@ r"""Building blocks of the EDM U-Nets (Karras et al. 2022, appendix F; Song et a
 
 A residual block maps features ``x`` and a conditioning vector ``e`` to
 
-.. math::
-    h = \mathrm{conv}_0(\mathrm{silu}(\mathrm{gn}_0(x))), \qquad
-    h = \mathrm{conv}_1(\mathrm{silu}(\mathrm{modulate}(\mathrm{gn}_1(h), e))), \qquad
-    \mathrm{out} = c\,(h + \mathrm{skip}(x)),
+$$
+h = \mathrm{conv}_0(\mathrm{silu}(\mathrm{gn}_0(x))), \qquad
+h = \mathrm{conv}_1(\mathrm{silu}(\mathrm{modulate}(\mathrm{gn}_1(h), e))), \qquad
+\mathrm{out} = c\,(h + \mathrm{skip}(x)),
+$$
 
 optionally followed by self-attention with the same scaled residual form.  Parameter names are those of
 the published checkpoints, so that a state dict loads with strict keys.

@@ -1,17 +1,18 @@
 r"""Mixtures of factor analysers as images: likelihood, inpainting and sampling in closed form.
 
-:math:`p(x_0) = \sum_k \pi_k N(\mu_k, W_k W_k' + \Psi_k)`; the algebra is in :mod:`.exact`.  Given known pixels
-y = x_0 at mask 1, the responsibilities :math:`w_k \propto \pi_k N(y; \mu_{k,o}, \Sigma_{k,oo})` weigh the
+$p(x_0) = \sum_k \pi_k N(\mu_k, W_k W_k' + \Psi_k)$; the algebra is in `exact`.  Given known pixels
+y = x_0 at mask 1, the responsibilities $w_k \propto \pi_k N(y; \mu_{k,o}, \Sigma_{k,oo})$ weigh the
 components' conditional laws, so that the posterior is again a mixture:
 
-.. math::
-    E[x_0 | y] = \sum_k w_k (\mu_k + W_k m_k) \text{ in the hole}, \qquad
-    x_0 | y = \mu_k + W_k (m_k + M_k^{-1/2} n) + \Psi_k^{1/2} n', \; k \sim w .
+$$
+E[x_0 | y] = \sum_k w_k (\mu_k + W_k m_k) \text{ in the hole}, \qquad
+x_0 | y = \mu_k + W_k (m_k + M_k^{-1/2} n) + \Psi_k^{1/2} n', \; k \sim w .
+$$
 
 A non-linear backbone of which everything is known: the truth that samplers and guidance are measured against.
 
 Likelihoods of 8-bit images are densities in [-1, 1] units.  Bits a dimension are those of the 256 levels, by
-uniform dequantisation: images get noise of one level's width, and :math:`\log_2 127.5` is added.
+uniform dequantisation: images get noise of one level's width, and $\log_2 127.5$ is added.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ KEY = 0x6A55  # keeps draws of an exact posterior apart from a sampler's noise o
 
 
 class MixtureBackbone(ExactBackbone):
-    """sum_k pi_k N(mu_k, W_k W_k' + diag(psi_k)); arguments and weights as :class:`.exact.ExactBackbone`."""
+    """sum_k pi_k N(mu_k, W_k W_k' + diag(psi_k)); arguments and weights as `exact.ExactBackbone`."""
 
     def _observed(self, y: Tensor, mask: Tensor | None) -> Tensor:
         """Checked images as (B, d) float64, zero where unseen."""
@@ -76,7 +77,7 @@ class MixtureBackbone(ExactBackbone):
         return self._joint(x, sigma, mask).logsumexp(1)
 
     def responsibilities(self, x: Tensor, sigma: Tensor | float = 0.0, mask: Tensor | None = None) -> Tensor:
-        """Posterior probabilities of the components, (B, K) float64; arguments as :meth:`log_likelihood`."""
+        """Posterior probabilities of the components, (B, K) float64; arguments as `log_likelihood`."""
         return self._joint(x, sigma, mask).softmax(1)
 
     def posterior_mean(self, y: Tensor, mask: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
@@ -106,7 +107,7 @@ class MixtureBackbone(ExactBackbone):
         Args:
             y: images (B, C, H, W); what they hold in the hole is ignored.
             mask: (B, 1, H, W), 1 = known, 0 = hole.
-            sigma: as in :meth:`posterior_mean`.
+            sigma: as in `posterior_mean`.
 
         Returns:
             Variances (B, C, H, W), float64; 0 at exactly known pixels.
@@ -137,7 +138,7 @@ class MixtureBackbone(ExactBackbone):
             y: images (B, C, H, W); what they hold in the hole is ignored.
             mask: (B, 1, H, W), 1 = known, 0 = hole.
             seeds: one an image.
-            sigma: as in :meth:`posterior_mean`.
+            sigma: as in `posterior_mean`.
 
         Returns:
             Images like ``y``; not clipped to [-1, 1].

@@ -4,14 +4,17 @@ models", section 2 and appendix B).
 Every operation keeps the expected magnitude of what flows through it: inputs of unit variance that are
 uncorrelated give outputs of unit variance, without normalisation layers that learn.
 
-.. math::
-    \mathrm{silu}_{mp}(x) &= \mathrm{silu}(x) / 0.596, \qquad 0.596^2 \approx E[\mathrm{silu}(n)^2],\; n \sim N(0,1) \\
-    \mathrm{sum}_{mp}(a, b; t) &= \frac{(1-t)\,a + t\,b}{\sqrt{(1-t)^2 + t^2}} \\
-    \mathrm{cat}_{mp}(a, b; t) &= \sqrt{\frac{N_a + N_b}{(1-t)^2 + t^2}}\;
-        \Big[\tfrac{1-t}{\sqrt{N_a}}\,a,\; \tfrac{t}{\sqrt{N_b}}\,b\Big] \\
-    \mathrm{fourier}_{mp}(x) &= \sqrt 2\,\cos(2\pi (f x + \varphi)), \qquad f \sim N(0, 1),\; \varphi \sim U(0, 1) \\
-    \mathrm{conv}_{mp}(x) &= \frac{g\,\hat w}{\sqrt{fan}} * x, \qquad \hat w = w / \mathrm{rms}(w)
-        \text{ for each output channel.}
+$$
+\begin{aligned}
+\mathrm{silu}_{mp}(x) &= \mathrm{silu}(x) / 0.596, \qquad 0.596^2 \approx E[\mathrm{silu}(n)^2],\; n \sim N(0,1) \\
+\mathrm{sum}_{mp}(a, b; t) &= \frac{(1-t)\,a + t\,b}{\sqrt{(1-t)^2 + t^2}} \\
+\mathrm{cat}_{mp}(a, b; t) &= \sqrt{\frac{N_a + N_b}{(1-t)^2 + t^2}}\;
+\Big[\tfrac{1-t}{\sqrt{N_a}}\,a,\; \tfrac{t}{\sqrt{N_b}}\,b\Big] \\
+\mathrm{fourier}_{mp}(x) &= \sqrt 2\,\cos(2\pi (f x + \varphi)), \qquad f \sim N(0, 1),\; \varphi \sim U(0, 1) \\
+\mathrm{conv}_{mp}(x) &= \frac{g\,\hat w}{\sqrt{fan}} * x, \qquad \hat w = w / \mathrm{rms}(w)
+\text{ for each output channel.}
+\end{aligned}
+$$
 
 *Forced normalisation.*  The output depends on the direction of w alone, so that gradients are orthogonal to w
 and every optimiser step lengthens it, which slows learning down.  In training mode a forward pass therefore
@@ -144,12 +147,15 @@ class MPConv(nn.Module):
 class MPBlock(nn.Module):
     r"""Residual block with noise conditioning and optional cosine attention.
 
-    .. math::
-        x &\leftarrow \mathrm{skip}(\mathrm{resample}(x)) / \mathrm{rms}_{channels} \quad \text{(encoder)} \\
-        y &= \mathrm{conv}_1\big(\mathrm{silu}(\mathrm{conv}_0(\mathrm{silu}(x)) (1 + g\,\mathrm{linear}(e)))\big) \\
-        x &\leftarrow \mathrm{sum}_{mp}(x, y; \mathrm{res\_balance}) \\
-        x &\leftarrow \mathrm{sum}_{mp}(x, \mathrm{attention}(x); \mathrm{attn\_balance}), \quad
-        \text{clipped to } \pm \mathrm{clip\_act}.
+    $$
+    \begin{aligned}
+    x &\leftarrow \mathrm{skip}(\mathrm{resample}(x)) / \mathrm{rms}_{channels} \quad \text{(encoder)} \\
+    y &= \mathrm{conv}_1\big(\mathrm{silu}(\mathrm{conv}_0(\mathrm{silu}(x)) (1 + g\,\mathrm{linear}(e)))\big) \\
+    x &\leftarrow \mathrm{sum}_{mp}(x, y; \mathrm{res\_balance}) \\
+    x &\leftarrow \mathrm{sum}_{mp}(x, \mathrm{attention}(x); \mathrm{attn\_balance}), \quad
+    \text{clipped to } \pm \mathrm{clip\_act}.
+    \end{aligned}
+    $$
 
     A decoder's block resamples first, does not normalise, and applies skip, a 1x1 convolution where the widths
     differ, in the residual sum only: its first convolution sees all channels of the concatenation.

@@ -2,26 +2,29 @@ r"""Post-hoc EMA: averages of the weights whose length is chosen after training 
 
 *Power-function profiles.*  The average after training time T (in images) weighs the weights of time t by
 
-.. math::
-    p(t; \gamma, T) = (\gamma + 1)\, t^\gamma / T^{\gamma + 1}, \quad 0 \le t \le T ,
+$$
+p(t; \gamma, T) = (\gamma + 1)\, t^\gamma / T^{\gamma + 1}, \quad 0 \le t \le T ,
+$$
 
-which a running average follows exactly: :math:`\hat\theta \leftarrow \beta \hat\theta + (1 - \beta) \theta` with
-:math:`\beta = (1 - \Delta/t)^{\gamma + 1}` at the step that ends at t and lasted :math:`\Delta` (the first one,
-:math:`t = \Delta`, forgets the start).  A profile is named by its standard deviation in units of T,
+which a running average follows exactly: $\hat\theta \leftarrow \beta \hat\theta + (1 - \beta) \theta$ with
+$\beta = (1 - \Delta/t)^{\gamma + 1}$ at the step that ends at t and lasted $\Delta$ (the first one,
+$t = \Delta$, forgets the start).  A profile is named by its standard deviation in units of T,
 
-.. math::
-    s^2 = \frac{\gamma + 1}{(\gamma + 2)^2 (\gamma + 3)}
-    \iff \gamma^3 + 7 \gamma^2 + (16 - s^{-2}) \gamma + 12 - s^{-2} = 0 ,
+$$
+s^2 = \frac{\gamma + 1}{(\gamma + 2)^2 (\gamma + 3)}
+\iff \gamma^3 + 7 \gamma^2 + (16 - s^{-2}) \gamma + 12 - s^{-2} = 0 ,
+$$
 
-from 0 (no averaging) to :math:`1/\sqrt{12}` (gamma = 0: the plain mean).
+from 0 (no averaging) to $1/\sqrt{12}$ (gamma = 0: the plain mean).
 
-*Reconstruction.*  Averages are linear in the profile: of stored ones :math:`p_i`, the combination nearest to a
-wanted p in least squares solves :math:`A c = b`, :math:`A_{ij} = \langle p_i, p_j \rangle`,
-:math:`b_i = \langle p_i, p \rangle`, with
+*Reconstruction.*  Averages are linear in the profile: of stored ones $p_i$, the combination nearest to a
+wanted p in least squares solves $A c = b$, $A_{ij} = \langle p_i, p_j \rangle$,
+$b_i = \langle p_i, p \rangle$, with
 
-.. math::
-    \langle p_a, p_b \rangle = \frac{(\gamma_a + 1)(\gamma_b + 1)}{\gamma_a + \gamma_b + 1}\,
-        \frac{(T_a/T_b)^{\gamma_b}}{T_b} \qquad (T_a \le T_b);
+$$
+\langle p_a, p_b \rangle = \frac{(\gamma_a + 1)(\gamma_b + 1)}{\gamma_a + \gamma_b + 1}\,
+\frac{(T_a/T_b)^{\gamma_b}}{T_b} \qquad (T_a \le T_b);
+$$
 
 c is scaled to sum 1, so that constants (and constant buffers) come out as they are.
 """
@@ -159,7 +162,7 @@ def reconstruct(snapshots: Sequence[Snapshot], std: float, t: float | None = Non
 
     Raises:
         InputError: for no snapshots, state dicts that differ in names or shapes, a time after the latest one, or
-            arguments that :func:`posthoc_coefficients` refuses.
+            arguments that `posthoc_coefficients` refuses.
     """
     if not snapshots:
         raise InputError("no snapshots; expected at least one stored average")
@@ -226,7 +229,7 @@ class PowerEMA:
         self.t = float(t)
 
     def snapshots(self) -> list[Snapshot]:
-        """Copies of the averages, to keep for :func:`reconstruct`.
+        """Copies of the averages, to keep for `reconstruct`.
 
         Raises:
             InputError: before the first update.
@@ -240,7 +243,7 @@ class PowerEMA:
         return {"t": self.t, "stds": list(self.averages), "averages": list(self.averages.values())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state`."""
+        """Go on from `state`."""
         self.t = float(state["t"])
         self.averages = {
             float(std): {k: v.detach().clone() for k, v in average.items()}

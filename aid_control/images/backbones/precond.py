@@ -1,7 +1,8 @@
 r"""Preconditioners: from a U-Net F to a denoiser D (Karras et al. 2022, table 1 and section 5).
 
-.. math::
-    D(x; \sigma) = c_{skip}(\sigma)\, x + c_{out}(\sigma)\, F(c_{in}(\sigma)\, x;\; c_{noise}(\sigma)).
+$$
+D(x; \sigma) = c_{skip}(\sigma)\, x + c_{out}(\sigma)\, F(c_{in}(\sigma)\, x;\; c_{noise}(\sigma)).
+$$
 
 ======  ==================  =======================  ==========================  =============================
 class   c_skip              c_out                    c_in                        c_noise
@@ -129,7 +130,7 @@ class EDMPrecond(Denoiser):
         sigma_min: smallest supported noise level.
         sigma_max: largest.
         sigma_data: standard deviation of the data.
-        **kwargs: see :class:`Denoiser`.
+        **kwargs: see `Denoiser`.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class VPPrecond(Denoiser):
         beta_min: its start.
         M: discrete steps of the original network.
         epsilon_t: smallest time.
-        **kwargs: see :class:`Denoiser`.
+        **kwargs: see `Denoiser`.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class VEPrecond(Denoiser):
     Args:
         sigma_min: smallest supported noise level.
         sigma_max: largest.
-        **kwargs: see :class:`Denoiser`.
+        **kwargs: see `Denoiser`.
     """
 
     def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100.0, **kwargs: Any) -> None:
@@ -195,7 +196,7 @@ class iDDPMPrecond(Denoiser):  # noqa: N801 - the published name
         C_1: lower clip of the ratio of successive alpha-bars.
         C_2: offset of the cosine schedule.
         M: number of levels.
-        **kwargs: see :class:`Denoiser`.
+        **kwargs: see `Denoiser`.
     """
 
     u: Tensor

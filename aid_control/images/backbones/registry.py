@@ -36,7 +36,7 @@ CLASSES: dict[str, type[Denoiser]] = {
 
 
 def asset(name: str) -> Path:
-    """Path of a file shipped with :mod:`aid_control.images`."""
+    """Path of a file shipped with `aid_control.images`."""
     return Path(str(resources.files("aid_control.images") / "assets" / name))
 
 
@@ -74,10 +74,10 @@ def load_backbone(
 
     Args:
         name_or_path: a shipped name (``"edm-faces64-mini"``, ``"mixture-faces64"`` or short ``"mixture"``) or a
-            ``.safetensors`` file whose metadata hold ``precond`` (a class name: one of :mod:`.precond`, or
+            ``.safetensors`` file whose metadata hold ``precond`` (a class name: one of `precond`, or
             ``Gaussian``, ``Mixture``) and ``kwargs`` (JSON of the constructor's arguments); or an official ``.pkl``
             of EDM or EDM2, read without running it; or, with ``path``, the name of a published network
-            (:mod:`..published`).
+            (`published`).
         device: where to put it.
         path: file of the published network (``.pkl``, or converted).
         sha256: what the file's hash should be.
@@ -175,7 +175,7 @@ def _read_own(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
 
 
 def _read_official(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """The same of an official pickle, which is read without running it (:mod:`..official`)."""
+    """The same of an official pickle, which is read without running it (`official`)."""
     official = read_official(path)
     try:
         precond, kwargs = backbone_arguments(official)
@@ -187,11 +187,11 @@ def _read_official(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
 def save_backbone(
     path: str | os.PathLike[str], precond: str, kwargs: dict[str, Any], weights: dict[str, Tensor]
 ) -> None:
-    """Write a backbone file that :func:`load_backbone` reads, atomically.
+    """Write a backbone file that `load_backbone` reads, atomically.
 
     Args:
         path: target.
-        precond: class name (see :func:`load_backbone`).
+        precond: class name (see `load_backbone`).
         kwargs: its constructor's arguments.
         weights: its state dict.
     """

@@ -1,8 +1,9 @@
 r"""Training a denoiser: the EDM loss, with an exponential moving average of the weights.
 
-.. math::
-    L = E_{\sigma}\, w(\sigma)\, \| D(x_0 + \sigma n; \sigma) - x_0 \|^2 / d, \qquad
-    \log\sigma \sim N(P_{mean}, P_{std}^2), \quad w = (\sigma^2 + s^2)/(\sigma s)^2
+$$
+L = E_{\sigma}\, w(\sigma)\, \| D(x_0 + \sigma n; \sigma) - x_0 \|^2 / d, \qquad
+\log\sigma \sim N(P_{mean}, P_{std}^2), \quad w = (\sigma^2 + s^2)/(\sigma s)^2
+$$
 
 (Karras et al. 2022, section 5; s = sigma_data).  Every iteration draws from generators keyed by
 (seed, iteration): a restarted run is the uninterrupted run.
@@ -112,7 +113,7 @@ def validate(
 
 
 class BackboneTrainer:
-    """Adam on the EDM loss, with EMA; :meth:`step` is one iteration.
+    """Adam on the EDM loss, with EMA; `step` is one iteration.
 
     Args:
         net: denoiser to train (in place).
@@ -183,7 +184,7 @@ class BackboneTrainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state` (extra keys are ignored)."""
+        """Go on from `state` (extra keys are ignored)."""
         self.net.load_state_dict(state["net"])
         self.ema = {k: v.clone() for k, v in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,6 +1,6 @@
 r"""The two U-Nets of EDM: ``SongUNet`` (DDPM++ and NCSN++ of Song et al. 2021) and ``DhariwalUNet`` (ADM).
 
-Both are maps F(x, c_noise, labels) on images, wrapped by a preconditioner (:mod:`.precond`).  Layers are
+Both are maps F(x, c_noise, labels) on images, wrapped by a preconditioner (`precond`).  Layers are
 kept in two ordered dictionaries, ``enc`` and ``dec``, under the names of the published checkpoints
 (``64x64_conv``, ``32x32_down``, ``32x32_block0``, ``64x64_aux_norm``, ...).
 """

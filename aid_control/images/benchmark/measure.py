@@ -1,11 +1,13 @@
 r"""One shard: a method on some images, its numbers an image, what it cost.
 
 For a result r of the image x with mask M (1 = known) the table holds PSNR, SSIM and LPIPS over the hole and over the
-whole image (:mod:`..metrics`, :mod:`..perceptual`) and
+whole image (`metrics`, `perceptual`) and
 
-.. math::  \text{known error} = \max_p M_p \, | r_p - x_p | ,
+$$
+\text{known error} = \max_p M_p \, | r_p - x_p | ,
+$$
 
-0 for methods that keep known pixels exactly.  The methods get :math:`M x`, so that nothing in the hole can leak.
+0 for methods that keep known pixels exactly.  The methods get $M x$, so that nothing in the hole can leak.
 Everything is measured an image at a time: kernels order their sums by the size of the batch.  Seconds are those of the
 method alone; the peak is the resident memory of the process while the shard ran (of the GPU, if it ran there).
 """

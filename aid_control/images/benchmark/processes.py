@@ -1,7 +1,7 @@
 """Who computes what: processes of this machine, and of others through Hugging Face ``accelerate``.
 
 ``accelerate launch`` (or ``torchrun``) starts the program several times and tells each its number; every one may start
-local workers besides.  Shards are shared by a fixed rule over the full list (:mod:`.grid`), so that processes never
+local workers besides.  Shards are shared by a fixed rule over the full list (`grid`), so that processes never
 take the same one, on a shared file system and after a restart too.  Workers end with the process that started them,
 also when that is killed.
 """

@@ -1,7 +1,7 @@
 """What single images do not show: FID and KID of a cell's results, and how results differ between seeds.
 
-FID and KID compare the results under one mask with the originals (:mod:`..realism`); diversity is over the draws of
-the first few images (:mod:`..diversity`), by LPIPS where its network is given and by the deviation of pixels.
+FID and KID compare the results under one mask with the originals (`realism`); diversity is over the draws of
+the first few images (`diversity`), by LPIPS where its network is given and by the deviation of pixels.
 """
 
 from __future__ import annotations

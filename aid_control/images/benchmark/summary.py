@@ -1,6 +1,6 @@
 """Markdown tables of a benchmark: means with 95 % bootstrap intervals, and paired differences to one method.
 
-Intervals are percentile bootstrap intervals over the images (:func:`..metrics.bootstrap`), of the differences image by
+Intervals are percentile bootstrap intervals over the images (`metrics.bootstrap`), of the differences image by
 image where two methods are compared: the same images, masks and noise seeds.  ``tables.md`` holds nothing that depends
 on the machine's load; seconds and memory stand in ``timing.md``.
 """

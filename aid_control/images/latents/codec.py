@@ -4,13 +4,14 @@ A codec sees a picture x in [-1, 1] and gives, for every cell of ``factor`` x ``
 *moments* are the raw mean m and standard deviation s, stacked to 2C channels.  A latent is a draw, brought to the scale
 on which diffusion models work:
 
-.. math::
-    z = a\,(m + s\,\epsilon) + b, \qquad a = s_{final}/s_{raw}, \quad b = m_{final} - a\, m_{raw},
+$$
+z = a\,(m + s\,\epsilon) + b, \qquad a = s_{final}/s_{raw}, \quad b = m_{final} - a\, m_{raw},
+$$
 
 channel by channel, so that latents have mean m_final and deviation s_final over the data.  ``epsilon`` belongs to the
 picture's seed and to nothing else; without seeds it is 0.
 
-:class:`StabilityCodec` is the encoder of EDM2's latent models.  Three things go wrong easily:
+`StabilityCodec` is the encoder of EDM2's latent models.  Three things go wrong easily:
 
 * EDM2 hands the VAE pixels in **[0, 1]**, although that VAE was trained on [-1, 1]; its constants, and so its models,
   are for latents made that way.  In [-1, 1] the same picture has other latents.  After decoding it clamps to [0, 1].
@@ -36,7 +37,7 @@ KEY = 0x1A7E  # keeps a picture's latent noise apart from the sampler's noise of
 
 
 class Codec(nn.Module):
-    """Base class; a codec implements :meth:`raw_moments` and :meth:`raw_decode`.
+    """Base class; a codec implements `raw_moments` and `raw_decode`.
 
     Args:
         raw_mean: m_raw, one a latent channel.
@@ -135,7 +136,7 @@ class Codec(nn.Module):
         return raw * self._row(self.scale, raw) + self._row(self.bias, raw)
 
     def encode(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """Latents (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1]; see :meth:`moments` and :meth:`draw`."""
+        """Latents (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1]; see `moments` and `draw`."""
         return self.draw(self.moments(images), seeds)
 
     @torch.no_grad()

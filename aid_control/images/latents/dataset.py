@@ -3,10 +3,10 @@
 ::
 
     00000/img-mean-std-00000000.npy    float32 (2C, h, w): C raw means, then C raw standard deviations
-    dataset.json                       labels, as for pictures (:mod:`..archive`)
+    dataset.json                       labels, as for pictures (`archive`)
 
 Every look at a picture can take another draw; the scale of final latents is the codec's business
-(:meth:`.codec.Codec.draw`, which needs no VAE).  Arrays are read without unpickling.
+(`codec.Codec.draw`, which needs no VAE).  Arrays are read without unpickling.
 """
 
 from __future__ import annotations
@@ -151,5 +151,5 @@ class LatentSource:
         return codec.draw(self.moments(indices), seeds)
 
     def labels(self) -> Tensor | None:
-        """Labels in order; see :func:`..archive.read_labels`."""
+        """Labels in order; see `archive.read_labels`."""
         return read_labels(self.path, self.names)

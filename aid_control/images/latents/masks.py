@@ -7,9 +7,10 @@ The decoder reproduces known pixels only roughly, so they are pasted.  Let e = y
 hole's edge the paste jumps by e.  Blending carries e on into the hole and lets it fade: a hole pixel p at distance
 k <= n from the known ones (in king's moves) becomes
 
-.. math::
-    \mathrm{decoded}(p) + \big(1 - \tfrac{k}{n+1}\big)\, \bar e(p), \qquad
-    \bar e(p) = \text{mean of } e \text{ over the known pixels at distance } k \text{ of } p ,
+$$
+\mathrm{decoded}(p) + \big(1 - \tfrac{k}{n+1}\big)\, \bar e(p), \qquad
+\bar e(p) = \text{mean of } e \text{ over the known pixels at distance } k \text{ of } p ,
+$$
 
 its nearest ones: the farther inside, the more of them, and the smoother what is carried on.
 

@@ -1,10 +1,11 @@
 r"""Inpainting with a latent backbone: encode what is known, inpaint latents, decode, paste.
 
-.. math::
-    \hat x = \mathrm{paste}\big(G(\hat z)\big), \qquad \hat z = \mathrm{inpaint}\big(E(y'), M_z\big)
+$$
+\hat x = \mathrm{paste}\big(G(\hat z)\big), \qquad \hat z = \mathrm{inpaint}\big(E(y'), M_z\big)
+$$
 
 with y' the picture whose hole is filled calmly, so that its edge does not ring in the known cells, and M_z the latent
-mask (:mod:`.masks`).  In between nothing is new: the same problem, guidance and solver as for pixels, whose Observation
+mask (`masks`).  In between nothing is new: the same problem, guidance and solver as for pixels, whose Observation
 is (E(y'), M_z).  A mask of scattered pixels leaves no cell known: then what is known only enters by pasting.
 """
 
@@ -88,7 +89,7 @@ def inpaint_latent(
         class_labels: one-hot (B, n) for conditional backbones.
         clock: noise levels; default EDM's grid.
         callback: called as callback(k, latents) after every step.
-        base: frozen drift, see :func:`..inpaint.inpaint`; without guidance, ``"projected"`` is what makes the flow
+        base: frozen drift, see `inpaint.inpaint`; without guidance, ``"projected"`` is what makes the flow
             see the known cells.
 
     Returns:

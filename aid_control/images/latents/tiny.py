@@ -2,8 +2,9 @@ r"""A small codec of our own, for tests and demonstrations: eight by eight pixel
 
 An autoencoder with encoder E and decoder G, trained on pictures by
 
-.. math::
-    \min\; E\big|G(z + s\,\epsilon) - x\big|^2 / d + w\, E|z|^2 / d_z, \qquad z = E(x),\; \epsilon \sim N(0, I).
+$$
+\min\; E\big|G(z + s\,\epsilon) - x\big|^2 / d + w\, E|z|^2 / d_z, \qquad z = E(x),\; \epsilon \sim N(0, I).
+$$
 
 The noise makes the decoder forgive small errors of a sampler, the penalty keeps z from growing away from the noise.
 The moments are (E(x), s); after training, the mean and deviation of its latents over the data become the codec's
@@ -47,7 +48,7 @@ class _Block(nn.Module):
 
 
 class TinyCodec(Codec):
-    """The autoencoder; fresh ones are made by :func:`fit_codec`.
+    """The autoencoder; fresh ones are made by `fit_codec`.
 
     Args:
         width: channels at a quarter of the resolution; twice that at an eighth; a multiple of 4.
@@ -158,7 +159,7 @@ def save_codec(path: str | os.PathLike[str], codec: TinyCodec) -> None:
 
 
 def load_codec(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> TinyCodec:
-    """Read what :func:`save_codec` wrote.
+    """Read what `save_codec` wrote.
 
     Args:
         path: the file.

@@ -1,7 +1,7 @@
 r"""Batches for training guidance in latent space: the trainer, the networks and both phases are those of pixels.
 
 The clean "image" is a latent z ~ q(z | x), drawn anew from its picture's moments at every visit; the mask is a pixel
-mask seen through the codec's cells (:mod:`.masks`).  In use the known cells come from the encoder's view of a picture
+mask seen through the codec's cells (`masks`).  In use the known cells come from the encoder's view of a picture
 with a filled hole; far from the hole the two agree.
 """
 
@@ -24,7 +24,7 @@ class LatentInpaintingData(InpaintingData):
     """Training batches of latents, a pure function of (seed, iteration).
 
     Args:
-        moments: (N, 2C, h, w), see :class:`.dataset.LatentSource`.
+        moments: (N, 2C, h, w), see `dataset.LatentSource`.
         codec: gives the scale and the size of a cell.
         mask_kind: of the pixel masks.
         seed: of everything random.

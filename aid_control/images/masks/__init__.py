@@ -2,17 +2,19 @@ r"""Inpainting masks: 1 = known, 0 = hole; float32 (1, H, W), so that ``mask * i
 
 A mask is a pure function of (kind, seed, size, coverage), where the coverage is the fraction
 
-.. math::
-    h = 1 - \frac{1}{H W} \sum_{ij} m_{ij}
+$$
+h = 1 - \frac{1}{H W} \sum_{ij} m_{ij}
+$$
 
 of the hole.  One seed gives the same scene at every resolution where it can.  ``shapes`` has plain geometry,
 ``strokes`` LaMa's free-form presets, ``files`` masks from outside, and ``table`` prints the coverage of every kind.
-A coverage :math:`c` picks the shape that comes nearest to it; for free-form kinds it conditions the preset,
+A coverage $c$ picks the shape that comes nearest to it; for free-form kinds it conditions the preset,
 
-.. math::
-    p(m \mid c) \propto p_{\mathrm{preset}}(m) \, 1\{|h(m) - c| \le 0.02\},
+$$
+p(m \mid c) \propto p_{\mathrm{preset}}(m) \, 1\{|h(m) - c| \le 0.02\},
+$$
 
-in place of the preset's own :math:`0 < h \le 1/2`, by rejection.  LaMa and Palette write 1 = hole: their masks are ours
+in place of the preset's own $0 < h \le 1/2$, by rejection.  LaMa and Palette write 1 = hole: their masks are ours
 inverted.
 """
 

@@ -1,17 +1,18 @@
 r"""Masks of plain geometry: boxes, halves, frames, lines, grids, single pixels; 1 = known, 0 = hole.
 
-The hole of a shape of side :math:`N` has a fraction :math:`h` of the pixels.  Where a coverage :math:`c` is asked for,
-the free whole number of the shape is the one whose :math:`h` comes nearest to it (the smaller of two equally near):
+The hole of a shape of side $N$ has a fraction $h$ of the pixels.  Where a coverage $c$ is asked for,
+the free whole number of the shape is the one whose $h$ comes nearest to it (the smaller of two equally near):
 
-.. math::
-    h_{\mathrm{box}}(s) = \frac{s^2}{N^2}, \quad 1 \le s \le N, \qquad
-    h_{\mathrm{half}}(k) = \frac{k}{N}, \quad 1 \le k \le N, \qquad
-    h_{\mathrm{border}}(s) = 1 - \frac{s^2}{N^2}, \quad 0 \le s \le N - 1,
+$$
+h_{\mathrm{box}}(s) = \frac{s^2}{N^2}, \quad 1 \le s \le N, \qquad
+h_{\mathrm{half}}(k) = \frac{k}{N}, \quad 1 \le k \le N, \qquad
+h_{\mathrm{border}}(s) = 1 - \frac{s^2}{N^2}, \quad 0 \le s \le N - 1,
+$$
 
-and ``random`` takes max(1, round(:math:`c N^2`)) pixels, uniform among all such sets.  Without a coverage, :math:`s =
-\lfloor N / 2 \rfloor` for box and border and :math:`k = \lceil N / 2 \rceil`.  What lies in the middle starts at
-:math:`\lfloor (N - s) / 2 \rfloor`.  Lines and grids have no such number: with a step :math:`d`, the pixels whose row
-and column are multiples of :math:`d` are known, :math:`h \approx 1 - d^{-2}`.
+and ``random`` takes max(1, round($c N^2$)) pixels, uniform among all such sets.  Without a coverage, $s =
+\lfloor N / 2 \rfloor$ for box and border and $k = \lceil N / 2 \rceil$.  What lies in the middle starts at
+$\lfloor (N - s) / 2 \rfloor$.  Lines and grids have no such number: with a step $d$, the pixels whose row
+and column are multiples of $d$ are known, $h \approx 1 - d^{-2}$.
 
 Border is RePaint's "expand" (64 of 256 known: coverage 15/16), lines and grids are its "alternating lines" and
 "super-resolution" (Lugmayr et al. 2022, section 5).

@@ -1,12 +1,13 @@
 r"""Free-form masks: brush strokes and boxes in the manner of LaMa (Suvorov et al. 2022).
 
-A draw of strokes has :math:`n` of them; stroke :math:`i` is a chain of 1 to 5 segments
+A draw of strokes has $n$ of them; stroke $i$ is a chain of 1 to 5 segments
 
-.. math::
-    p_{j+1} = \mathrm{clip}\bigl(p_j + \ell_j\,(\sin a_j, \cos a_j)\bigr), \qquad
-    a_j \in (-1)^{i+1} \bigl(0.01 + \{0, 1, 2, 3\}\bigr) \text{ rad},
+$$
+p_{j+1} = \mathrm{clip}\bigl(p_j + \ell_j\,(\sin a_j, \cos a_j)\bigr), \qquad
+a_j \in (-1)^{i+1} \bigl(0.01 + \{0, 1, 2, 3\}\bigr) \text{ rad},
+$$
 
-held inside the canvas, with :math:`n`, the lengths :math:`\ell_j` and the widths uniform whole numbers.  A draw of
+held inside the canvas, with $n$, the lengths $\ell_j$ and the widths uniform whole numbers.  A draw of
 boxes has some rectangles with sides uniform in a range, uniform among the places that keep a margin.  The presets, in
 pixels of a 256 canvas, with the odds of strokes to boxes 1 : 0.3 where there are boxes:
 

@@ -1,10 +1,11 @@
 r"""How much of the picture each kind of mask hides: ``python -m aid_control.images.masks.table SIZE DRAWS``.
 
-Over seeds :math:`0, \dots, n - 1`: the mean and the 5 % and 95 % quantiles of the hole fraction :math:`h`, and for
+Over seeds $0, \dots, n - 1$: the mean and the 5 % and 95 % quantiles of the hole fraction $h$, and for
 free-form kinds, of which a draw is refused if its hole is empty or above one half, the share of refused draws
 
-.. math::
-    1 - n \Big/ \sum_{i<n} \#\{\text{draws until mask } i\}.
+$$
+1 - n \Big/ \sum_{i<n} \#\{\text{draws until mask } i\}.
+$$
 """
 
 from __future__ import annotations

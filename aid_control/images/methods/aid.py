@@ -1,8 +1,10 @@
 r"""AID, amortised inpainting guidance: the flow plus a learned control, the mean of a Gaussian policy.
 
-.. math::  \dot x = (x - D(x; \sigma) - v(x, y, M; \sigma))/\sigma .
+$$
+\dot x = (x - D(x; \sigma) - v(x, y, M; \sigma))/\sigma .
+$$
 
-The control problem is :mod:`..problem`, the module :mod:`..guidance`.
+The control problem is `problem`, the module `guidance`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def aid(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by AID; arguments and result as :class:`.task.Method`, ``solver`` as :func:`.inpaint.inpaint`.
+    """Inpaint by AID; arguments and result as `task.Method`, ``solver`` as `inpaint.inpaint`.
 
     Args:
         backbone: frozen denoiser.

@@ -2,7 +2,9 @@ r"""What the trainers of trained baselines share: averaged weights, guarded step
 
 The average of the weights has a half-life in images, at most a share r of the images seen so far,
 
-.. math::  \bar\theta \leftarrow \theta + 2^{-B/\min(h,\, r\, n)} (\bar\theta - \theta),
+$$
+\bar\theta \leftarrow \theta + 2^{-B/\min(h,\, r\, n)} (\bar\theta - \theta),
+$$
 
 B images an iteration, n images seen (as EDM's training).  All randomness is keyed by (seed, iteration), so a
 restored run is the uninterrupted run.
@@ -45,14 +47,14 @@ class Trainer(Protocol):
         """Everything needed to go on."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state`."""
+        """Go on from `state`."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the averaged weights."""
 
 
 class BaselineTrainer(Generic[N]):
-    """Base class; a method's trainer adds networks and optimisers and defines :meth:`step`.
+    """Base class; a method's trainer adds networks and optimisers and defines `step`.
 
     Args:
         net: the network that is kept (in place).
@@ -125,7 +127,7 @@ class BaselineTrainer(Generic[N]):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state` (extra keys are ignored)."""
+        """Go on from `state` (extra keys are ignored)."""
         self.iteration = int(state["iteration"])
         self.average = {k: v.clone().to(self.average[k].device) for k, v in state["average"].items()}
         for name, net in self.networks.items():
@@ -143,10 +145,10 @@ class BaselineTrainer(Generic[N]):
 
 
 class ConditionalTrainer(BaselineTrainer[ConditionalDenoiser]):
-    """A trainer of a conditional denoiser, written as a file of its :attr:`kind`.
+    """A trainer of a conditional denoiser, written as a file of its `kind`.
 
     Attributes:
-        kind: kind of file that :meth:`save` writes.
+        kind: kind of file that `save` writes.
     """
 
     kind = ""

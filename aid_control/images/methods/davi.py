@@ -1,38 +1,42 @@
 r"""DAVI (Lee et al. 2024): amortised variational inference, one evaluation of a network an image.
 
-A generator maps the observation to a sample of an implicit posterior :math:`q_\phi(x_0 | y)`,
+A generator maps the observation to a sample of an implicit posterior $q_\phi(x_0 | y)$,
 
-.. math::   x = I_\phi(y + h z), \qquad z \sim N(0, I),
+$$
+x = I_\phi(y + h z), \qquad z \sim N(0, I),
+$$
 
 trained by the integral Kullback-Leibler divergence to the prior, along the noise levels s, and by data terms:
 
-.. math::
-    \nabla_\phi L = E\, w(s) \big(D_\psi(x + s n; s) - D_\theta(x + s n; s)\big)^\top \frac{\partial x}{\partial \phi}
-    + \nabla_\phi E \big[ a \| M (y - x) \|^2 + b \| M (x_0 - x) \|^2 + c \| x_0 - x \|^2 \big].
+$$
+\nabla_\phi L = E\, w(s) \big(D_\psi(x + s n; s) - D_\theta(x + s n; s)\big)^\top \frac{\partial x}{\partial \phi}
++ \nabla_\phi E \big[ a \| M (y - x) \|^2 + b \| M (x_0 - x) \|^2 + c \| x_0 - x \|^2 \big].
+$$
 
-:math:`D_\theta` is the frozen backbone and :math:`D_\psi` a denoiser of the generator's own samples, learned beside
-it, so that :math:`(D_\psi - D_\theta)/s^2` is the difference of the scores of q and of the prior at level s; with
-:math:`w = 1/s^2` the first term is the gradient of :math:`KL(q_s \| p_s)`.  Norms are means over pixels.  Published
+$D_\theta$ is the frozen backbone and $D_\psi$ a denoiser of the generator's own samples, learned beside
+it, so that $(D_\psi - D_\theta)/s^2$ is the difference of the scores of q and of the prior at level s; with
+$w = 1/s^2$ the first term is the gradient of $KL(q_s \| p_s)$.  Norms are means over pixels.  Published
 for inpainting of faces (repository): w = 1/s, s uniform over the 1,000 levels of DDPM's linear schedule, h = 0.1,
 a = 0.5, b = 1, c = 0.1.
 
 *Bridge.*  In training the generator's input is moved from y towards x_0 (the paper's perturbed posterior bridge): at
-bridge time :math:`\tau \sim Beta(3, 1)`, with :math:`s_\tau` the schedule's level,
+bridge time $\tau \sim Beta(3, 1)$, with $s_\tau$ the schedule's level,
 
-.. math::
-    u_\tau = (1 - m_\tau) x_0 + m_\tau y + \frac{s_\tau^2}{1 + s_\tau^2} h z, \qquad
-    m_\tau = 2 \tau^2 \;(\tau \le 1/2), \quad 1 - 2 (1 - \tau)^2 \;(\tau \ge 1/2);
+$$
+u_\tau = (1 - m_\tau) x_0 + m_\tau y + \frac{s_\tau^2}{1 + s_\tau^2} h z, \qquad
+m_\tau = 2 \tau^2 \;(\tau \le 1/2), \quad 1 - 2 (1 - \tau)^2 \;(\tau \ge 1/2);
+$$
 
-:math:`\tau = 1` is the input of inference.
+$\tau = 1$ is the input of inference.
 
-*In sigma form.*  A variance-preserving network sees u itself; a network for :math:`x_0 + s n` sees the same through
-:math:`x = \sqrt{1 + s^2}\, u`, so :math:`I_\phi(u) = D_\phi(\sqrt{1 + s_\tau^2}\, u, y, M; s_\tau)`.
+*In sigma form.*  A variance-preserving network sees u itself; a network for $x_0 + s n$ sees the same through
+$x = \sqrt{1 + s^2}\, u$, so $I_\phi(u) = D_\phi(\sqrt{1 + s_\tau^2}\, u, y, M; s_\tau)$.
 
 *What differs from the paper.*  One network for all masks instead of one an operator, hence y and M are also given as
-channels (:mod:`..backbones.conditional`, zero weights at the start).  No adversarial loss (the published code adds a
+channels (`backbones.conditional`, zero weights at the start).  No adversarial loss (the published code adds a
 patch discriminator).  No tanh behind the network, so that it starts as the backbone.  Levels end at EDM's 80 instead of
 157.4.  The observation has no noise: known pixels are pasted into the generated image, in training too by default
-(:mod:`.davi_training` says why), and a and b then have no effect.
+(`davi_training` says why), and a and b then have no effect.
 """
 
 from __future__ import annotations
@@ -136,14 +140,14 @@ def davi(
     callback: Callback | None = None,
     perturbation: float = PERTURBATION,
 ) -> Tensor:
-    """Inpaint in one evaluation; arguments and result as :class:`.task.Method`.
+    """Inpaint in one evaluation; arguments and result as `task.Method`.
 
     Args:
         backbone: not evaluated; the images must fit it.
         y: images (B, C, H, W).
         mask: (B, 1, H, W), 1 = known.
         steps: without effect, the method has one.
-        module: trained generator, called as :class:`..backbones.conditional.ConditionalDenoiser`; default the shipped
+        module: trained generator, called as `backbones.conditional.ConditionalDenoiser`; default the shipped
             one.
         seeds: one an image.
         class_labels: one-hot (B, n).

@@ -1,17 +1,17 @@
-r"""Training a DAVI generator: the objective of :mod:`.davi`, three networks.
+r"""Training a DAVI generator: the objective of `davi`, three networks.
 
-An iteration draws images, masks and bridge times, generates :math:`x = I_\phi(u_\tau)` once, and
+An iteration draws images, masks and bridge times, generates $x = I_\phi(u_\tau)$ once, and
 
-1. moves :math:`\psi` down the denoising loss of the generated images,
-   :math:`E\, \lambda(s) \|D_\psi(\bar x + s n; s) - \bar x\|^2` with EDM's weight
-   :math:`\lambda = 1/s^2 + 1/s_{data}^2`, where the published code has unit weight on the error of the noise,
-   :math:`\lambda = 1/s^2`: at high noise ours is far larger;
-2. moves :math:`\phi` along the objective's gradient, with the moved :math:`D_\psi` held.
+1. moves $\psi$ down the denoising loss of the generated images,
+   $E\, \lambda(s) \|D_\psi(\bar x + s n; s) - \bar x\|^2$ with EDM's weight
+   $\lambda = 1/s^2 + 1/s_{data}^2$, where the published code has unit weight on the error of the noise,
+   $\lambda = 1/s^2$: at high noise ours is far larger;
+2. moves $\phi$ along the objective's gradient, with the moved $D_\psi$ held.
 
 The generated images of 1 and 2 are the same (the published code generates twice).  Both use AdamW.
 
 *Pasting.*  An observation without noise has a posterior whose known part is y.  With ``paste`` the generated image is
-:math:`M y + (1 - M) I_\phi`, in training as in use: the terms a and b vanish, and the gradient is the hole's.  Without,
+$M y + (1 - M) I_\phi$, in training as in use: the terms a and b vanish, and the gradient is the hole's.  Without,
 the published weights give a known pixel 16 times the weight of one in the hole, and what is learned first is to copy
 the observation, which is zero in the hole.
 """
@@ -78,7 +78,7 @@ def generator_loss(
         x0: clean images.
         y: observed images.
         mask: (B, 1, H, W), 1 = known.
-        direction: D_psi - D_theta, :func:`.davi.kl_direction`.
+        direction: D_psi - D_theta, `davi.kl_direction`.
         sigma: its noise levels (B,).
         loss: weights of the terms.
         weight: w(s).
@@ -102,7 +102,7 @@ class DaviTrainer(ConditionalTrainer):
         perturbation: h.
         loss: weights of the generator's terms.
         paste: known pixels of the generated images are y (see the module); the paper's are not.
-        **kwargs: of :class:`.baseline_training.BaselineTrainer`.
+        **kwargs: of `baseline_training.BaselineTrainer`.
     """
 
     kind = "davi"

@@ -1,13 +1,15 @@
 r"""DPS, diffusion posterior sampling (Chung et al. 2023, algorithm 1), in sigma form.
 
-.. math::  x' = A(x) - \zeta \sqrt{(1 + s^2)(1 + s'^2)}\; \nabla_x \| M (y - D(x; s)) \|_2 ,
+$$
+x' = A(x) - \zeta \sqrt{(1 + s^2)(1 + s'^2)}\; \nabla_x \| M (y - D(x; s)) \|_2 ,
+$$
 
-A the ancestral step.  The root is what the variance-preserving coordinates :math:`x_{VP} = x/\sqrt{1 + s^2}` of the
-published rule :math:`x'_{VP} = A_{VP} - \zeta \nabla_{x_{VP}} \| M (y - D) \|` become; a constant step in x would be a
+A the ancestral step.  The root is what the variance-preserving coordinates $x_{VP} = x/\sqrt{1 + s^2}$ of the
+published rule $x'_{VP} = A_{VP} - \zeta \nabla_{x_{VP}} \| M (y - D) \|$ become; a constant step in x would be a
 different method, far weaker at high noise.  The norm is one image's: the published code's is over the batch, which
 shrinks every step by the root of the batch size.
 
-Published: 1,000 levels of the linear-beta schedule (:func:`aid_control.images.clock.DDPMClock`), zeta = 0.5 for
+Published: 1,000 levels of the linear-beta schedule (`aid_control.images.clock.DDPMClock`), zeta = 0.5 for
 inpainting (repository; the paper's text says 1).  Known pixels are fitted, not fixed; they are pasted at the end.
 """
 
@@ -57,7 +59,7 @@ def dps(
     callback: Callback | None = None,
     zeta: float = 0.5,
 ) -> Tensor:
-    """Inpaint by DPS; arguments and result as :class:`.task.Method`.
+    """Inpaint by DPS; arguments and result as `task.Method`.
 
     Args:
         backbone: frozen denoiser, differentiable in its input.

@@ -3,13 +3,14 @@ r"""LatentPaint (Corneanu, Gadde and Martinez, WACV 2024): known and unknown are
 With q = M y + s z, z fresh, the noised known image (grey in the hole), h_l(.) the output of layer l of the frozen
 network's encoder, and m_l the known share of each of its cells,
 
-.. math::
-    h_l \leftarrow m_l\, h_l(q) + (1 - m_l)\, h_l(x), \qquad
-    h_L \leftarrow P_\phi(h_L, m_L; s) \text{ at the last, coarsest layer}, \qquad
-    x' = M (y + s' z') + (1 - M) A(x, D),
+$$
+h_l \leftarrow m_l\, h_l(q) + (1 - m_l)\, h_l(x), \qquad
+h_L \leftarrow P_\phi(h_L, m_L; s) \text{ at the last, coarsest layer}, \qquad
+x' = M (y + s' z') + (1 - M) A(x, D),
+$$
 
 D what the rest of the network makes of the mixed features, A the ancestral step, P the trained module
-(:mod:`.propagation`).  One pass without RePaint's resampling; two network calls a step.  The noise of q is independent
+(`propagation`).  One pass without RePaint's resampling; two network calls a step.  The noise of q is independent
 of that in x: with the same noise in known pixels, x would hold all that q does, D(x) without any mixing would be the
 best guess already, and there would be nothing for P to learn but to undo the mixing.
 
@@ -32,7 +33,7 @@ level, which is its loss, but in sampling loses the 0.1 dB again.
 
 *Denoisers without features* (exact ones): the only latent is D itself, and D(q) mixed into its known pixels is
 overwritten at once.  The second call is left out; what remains is RePaint with a single pass.  Of a
-:class:`..guided.GuidedDenoiser` the main network is mixed (under the null class too, if it is its own guide).
+`guided.GuidedDenoiser` the main network is mixed (under the null class too, if it is its own guide).
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def latentpaint(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by LatentPaint; arguments and result as :class:`.task.Method`.
+    """Inpaint by LatentPaint; arguments and result as `task.Method`.
 
     Args:
         backbone: frozen denoiser.

@@ -1,8 +1,9 @@
 r"""MCG, manifold constrained gradients (Chung et al. 2022): DPS' gradient in the hole, replacement around it.
 
-.. math::
-    x' = (1 - M) \Big( A(x) - \zeta \sqrt{(1 + s^2)(1 + s'^2)}\; \nabla_x \| M (y - D(x; s)) \|_2 \Big)
-         + M (y + s' z) .
+$$
+x' = (1 - M) \Big( A(x) - \zeta \sqrt{(1 + s^2)(1 + s'^2)}\; \nabla_x \| M (y - D(x; s)) \|_2 \Big)
++ M (y + s' z) .
+$$
 
 Published: 1,000 levels, zeta = 1.  Without the gradient it is the score-SDE's replacement in the ancestral sampler.
 """
@@ -37,7 +38,7 @@ def mcg(
     callback: Callback | None = None,
     zeta: float = 1.0,
 ) -> Tensor:
-    """Inpaint by MCG; arguments and result as :class:`.task.Method`.
+    """Inpaint by MCG; arguments and result as `task.Method`.
 
     Args:
         backbone: frozen denoiser, differentiable in its input.

@@ -1,10 +1,12 @@
 r"""Per-instance optimal control: the controls themselves are optimised, through the sampler, for every image.
 
-.. math::  \min_{v_0, \dots, v_{K-1}} \; \sum_k \tfrac12 w_k |v_k|^2 + \Psi(X_K), \qquad
-           X_{k+1} = X_k + f_k (D(X_k; \sigma_k) + v_k - X_k) .
+$$
+\min_{v_0, \dots, v_{K-1}} \; \sum_k \tfrac12 w_k |v_k|^2 + \Psi(X_K), \qquad
+X_{k+1} = X_k + f_k (D(X_k; \sigma_k) + v_k - X_k) .
+$$
 
 The reference optimum for a backbone without closed form (on a Gaussian one it must equal
-:mod:`..optimum`), and a baseline: no training, but a hundred times the backbone calls of an amortised policy.  Psi is
+`optimum`), and a baseline: no training, but a hundred times the backbone calls of an amortised policy.  Psi is
 the squared distance to a ``target``: the posterior mean where it is known; for a plain observation the known pixels
 only, so that the hole is filled by what the backbone finds plausible.  L-BFGS with a strong Wolfe line search.
 """
@@ -92,7 +94,7 @@ def optimal_control(
     beta: float = 0.1,
     iterations: int = 20,
 ) -> Tensor:
-    """Inpaint by optimising the controls of every image; arguments and result as :class:`.task.Method`.
+    """Inpaint by optimising the controls of every image; arguments and result as `task.Method`.
 
     Images are optimised one at a time: a joint line search would couple an image's result to its batch.
 

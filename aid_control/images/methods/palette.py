@@ -1,24 +1,27 @@
 r"""Palette (Saharia et al. 2022) in EDM's form: a network that was trained to inpaint, and EDM's deterministic sampler.
 
-The denoiser D(x, y, M; s) (:mod:`..backbones.conditional`) estimates :math:`E[x_0 \mid x, y, M]` and is trained on the
+The denoiser D(x, y, M; s) (`backbones.conditional`) estimates $E[x_0 \mid x, y, M]$ and is trained on the
 hole,
 
-.. math::
-    L = E\, w(s)\, \frac{\| (1 - M) (D(x_0 + s n, y, M; s) - x_0) \|^2}{\| 1 - M \|^2}, \qquad
-    w = \frac{s^2 + s_{data}^2}{(s\, s_{data})^2} .
+$$
+L = E\, w(s)\, \frac{\| (1 - M) (D(x_0 + s n, y, M; s) - x_0) \|^2}{\| 1 - M \|^2}, \qquad
+w = \frac{s^2 + s_{data}^2}{(s\, s_{data})^2} .
+$$
 
 Its known part is not trained and not used: in the flow it is replaced by y,
 
-.. math::   \dot x = (x - M y - (1 - M) D)/s .
+$$
+\dot x = (x - M y - (1 - M) D)/s .
+$$
 
-*Noise is everywhere.*  In training the known part of the state is :math:`y + s n` like the rest; from a start
-:math:`s_{max} n` the known part of this flow is :math:`y + s\,n` up to the start's missing y, with the image's own n,
+*Noise is everywhere.*  In training the known part of the state is $y + s n$ like the rest; from a start
+$s_{max} n$ the known part of this flow is $y + s\,n$ up to the start's missing y, with the image's own n,
 at every level and for every solver (it is linear): the network sees in sampling what it saw in training, and what the
 unconditional network it starts from was trained on.
 
 *What differs from Palette.*  Its chain is DDPM's ancestral one, 1,000 or 2,000 steps, with the clean y pasted into
 the state and noise in the hole only; here the probability flow is solved on EDM's grid and y is pasted into the
-denoised image.  Palette fills the hole of its condition with noise; here the condition is :math:`[M y, M]`.  Palette is
+denoised image.  Palette fills the hole of its condition with noise; here the condition is $[M y, M]$.  Palette is
 trained from scratch, for far longer.
 """
 
@@ -88,16 +91,16 @@ def palette(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint with a Palette network; arguments and result as :class:`.task.Method`.
+    """Inpaint with a Palette network; arguments and result as `task.Method`.
 
     Args:
         backbone: not evaluated; the images must fit it.
         y: images (B, C, H, W).
         mask: (B, 1, H, W), 1 = known.
         steps: solver steps.
-        module: trained network, called as :class:`..backbones.conditional.ConditionalDenoiser`; default the shipped
+        module: trained network, called as `backbones.conditional.ConditionalDenoiser`; default the shipped
             one.
-        solver: ``"heun"`` or ``"euler"``, as :func:`..inpaint.inpaint`.
+        solver: ``"heun"`` or ``"euler"``, as `inpaint.inpaint`.
         seeds: one an image.
         class_labels: one-hot (B, n).
         clock: noise levels.

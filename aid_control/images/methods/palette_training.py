@@ -1,6 +1,6 @@
-r"""Training a Palette network: the loss of :mod:`.palette` with Adam.
+r"""Training a Palette network: the loss of `palette` with Adam.
 
-Noise levels are log-normal, :math:`\log s \sim N(P_{mean}, P_{std}^2)`, higher than EDM's (-1.2, 1.2): at low noise
+Noise levels are log-normal, $\log s \sim N(P_{mean}, P_{std}^2)$, higher than EDM's (-1.2, 1.2): at low noise
 the network it starts from is good already, and what the observation adds is decided at high noise.
 """
 
@@ -20,7 +20,7 @@ KEY = 0x9A1E
 
 
 class PaletteTrainer(ConditionalTrainer):
-    """Adam on :func:`.palette.palette_loss`.
+    """Adam on `palette.palette_loss`.
 
     Args:
         net: network to train (in place).
@@ -29,7 +29,7 @@ class PaletteTrainer(ConditionalTrainer):
         lr: learning rate.
         P_mean: of log s.
         P_std: of log s.
-        **kwargs: of :class:`.baseline_training.BaselineTrainer`.
+        **kwargs: of `baseline_training.BaselineTrainer`.
     """
 
     kind = "palette"

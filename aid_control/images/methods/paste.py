@@ -1,6 +1,8 @@
 r"""The pretrained flow: images are generated without a look at the observation, known pixels pasted at the end.
 
-.. math::  \dot x = (x - D(x; \sigma))/\sigma, \qquad \hat x = M y + (1 - M)\, x(0) .
+$$
+\dot x = (x - D(x; \sigma))/\sigma, \qquad \hat x = M y + (1 - M)\, x(0) .
+$$
 
 The floor of every comparison, and AID with v = 0.
 """
@@ -32,5 +34,5 @@ def paste(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by pasting; arguments and result as :class:`.task.Method`, ``solver`` as :func:`.inpaint.inpaint`."""
+    """Inpaint by pasting; arguments and result as `task.Method`, ``solver`` as `inpaint.inpaint`."""
     return inpaint(backbone, None, y, mask, steps, solver, seeds, class_labels, clock, callback)

@@ -1,16 +1,18 @@
 r"""PiGDM, pseudo-inverse guidance (Song et al. 2023): the likelihood of y under a Gaussian guess of x0 given x.
 
-With :math:`x_0 | x \approx N(D, r^2 I)`, :math:`r^2 = s^2/(1 + s^2)`, and exact known pixels,
+With $x_0 | x \approx N(D, r^2 I)$, $r^2 = s^2/(1 + s^2)$, and exact known pixels,
 
-.. math::
-    \nabla_x \log p(y | x) \approx r^{-2} J' M (y - D), \qquad J = \partial D / \partial x ,
+$$
+\nabla_x \log p(y | x) \approx r^{-2} J' M (y - D), \qquad J = \partial D / \partial x ,
+$$
 
 the pseudo-inverse of "see the known pixels" being the mask.  The published step scales it by r^2 (its "adaptive
 weights") and adds it to DDIM's; in sigma coordinates
 
-.. math::
-    x' = D + s' \big(\sqrt{1 - c^2}\, e + c z\big) + w\, J' M (y - D), \qquad c = \eta \sqrt{1 - (s'/s)^2},
-    \quad e = (x - D)/s ,
+$$
+x' = D + s' \big(\sqrt{1 - c^2}\, e + c z\big) + w\, J' M (y - D), \qquad c = \eta \sqrt{1 - (s'/s)^2},
+\quad e = (x - D)/s ,
+$$
 
 with DDIM's own eta: 1 is the ancestral step.  J' is a vector-Jacobian product: one call forth, one back.
 
@@ -47,7 +49,7 @@ def pigdm(
     eta: float = 1.0,
     weight: float = 1.0,
 ) -> Tensor:
-    """Inpaint by PiGDM; arguments and result as :class:`.task.Method`.
+    """Inpaint by PiGDM; arguments and result as `task.Method`.
 
     Args:
         backbone: frozen denoiser, differentiable in its input.

@@ -1,6 +1,8 @@
 r"""Projection (DDNM without noise; Wang et al. 2023): the known part of the denoised image is the observation.
 
-.. math::  \hat D = M y + (1 - M)\, D(x; \sigma), \qquad \frac{dx}{d\sigma} = (x - \hat D)/\sigma .
+$$
+\hat D = M y + (1 - M)\, D(x; \sigma), \qquad \frac{dx}{d\sigma} = (x - \hat D)/\sigma .
+$$
 
 For inpainting the pseudo-inverse of "see the known pixels" is the mask itself, so this is DDNM's range-null
 decomposition in the probability-flow ODE.  It is the frozen drift of guidance with ``base="projected"``: AID, v = 0.
@@ -33,5 +35,5 @@ def projection(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by projection; arguments and result as :class:`.task.Method`, ``solver`` as :func:`.inpaint.inpaint`."""
+    """Inpaint by projection; arguments and result as `task.Method`, ``solver`` as `inpaint.inpaint`."""
     return inpaint(backbone, None, y, mask, steps, solver, seeds, class_labels, clock, callback, base="projected")

@@ -1,9 +1,11 @@
-r"""LatentPaint's trained part: carries features from the known cells into the unknown ones (:mod:`.latentpaint`).
+r"""LatentPaint's trained part: carries features from the known cells into the unknown ones (`latentpaint`).
 
 With h the mixed features (B, C, h, w), m the known share of each of their cells, and r the root mean square of an
 image's h,
 
-.. math::  h' = h + (1 - m)\, r\, P_\phi(h/r, m; \sigma) ,
+$$
+h' = h + (1 - m)\, r\, P_\phi(h/r, m; \sigma) ,
+$$
 
 P a 1x1 convolution to ``width`` channels, three residual 3x3 convolutions with dilation 1, 2, 4 (reach: 7 cells each
 way, the whole of an 8x8 bottleneck), each scaled and shifted by an embedding of log sigma, and a 1x1 convolution back

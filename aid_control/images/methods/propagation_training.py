@@ -1,11 +1,12 @@
 r"""Training LatentPaint's propagation module: denoising in the hole, through the frozen network.
 
-.. math::
-    L = E\; w(\sigma)\, \frac{\| (1 - M)\, (D_\phi - x_0) \|^2}{C\, |1 - M|}, \qquad
-    x = x_0 + \sigma n, \quad q = M x_0 + \sigma n',
+$$
+L = E\; w(\sigma)\, \frac{\| (1 - M)\, (D_\phi - x_0) \|^2}{C\, |1 - M|}, \qquad
+x = x_0 + \sigma n, \quad q = M x_0 + \sigma n',
+$$
 
-D the mixed denoiser (:func:`.latentpaint.mixed_denoise`) of state x and known image q, n and n' independent,
-:math:`\log\sigma \sim N(P_{mean}, P_{std}^2)` and w EDM's weight (:mod:`..backbones.training`; EDM's own levels,
+D the mixed denoiser (`latentpaint.mixed_denoise`) of state x and known image q, n and n' independent,
+$\log\sigma \sim N(P_{mean}, P_{std}^2)$ and w EDM's weight (`backbones.training`; EDM's own levels,
 -1.2 and 1.2, lie lower: there x shows the hole itself and the module has little to add).  The mean is over each
 image's hole, so that small holes count like large ones.  Gradients pass through the decoder into the module; the
 network stays as it is.  The loss is ours: the published words that we know name none.
@@ -35,7 +36,7 @@ KEY = 0x1A70
 
 
 class PropagationTrainer(BaselineTrainer[Propagation]):
-    """Adam on the loss of the module's docstring, with an average of the weights; :meth:`step` is one iteration.
+    """Adam on the loss of the module's docstring, with an average of the weights; `step` is one iteration.
 
     Args:
         backbone: frozen denoiser with a U-Net.
@@ -99,7 +100,7 @@ class PropagationTrainer(BaselineTrainer[Propagation]):
         return float(loss.detach())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the averaged module, with its facts, for :func:`.propagation.load_propagation`.
+        """Write the averaged module, with its facts, for `propagation.load_propagation`.
 
         Args:
             path: target, ``.safetensors``.

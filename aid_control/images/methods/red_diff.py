@@ -2,9 +2,10 @@ r"""RED-diff (Mardani et al. 2024): a point mu is optimised, regularised by the 
 
 One Adam step a level s, from the highest, on
 
-.. math::
-    \frac1{2d} \| M (y - \mu) \|^2 + \frac{\lambda s}{d} \big\langle \mathrm{sg}(e - z),\, \mu \big\rangle, \qquad
-    x = \mu + s z, \quad e = (x - D(x; s))/s, \quad z \sim N(0, I) ,
+$$
+\frac1{2d} \| M (y - \mu) \|^2 + \frac{\lambda s}{d} \big\langle \mathrm{sg}(e - z),\, \mu \big\rangle, \qquad
+x = \mu + s z, \quad e = (x - D(x; s))/s, \quad z \sim N(0, I) ,
+$$
 
 sg stops gradients, and s e - s z = mu - D: the second term draws mu to what the denoiser makes of its noised copy.  The
 result is one point, an approximate mode and no sample: spread over seeds says little.
@@ -44,7 +45,7 @@ def red_diff(
     rate: float = 0.1,
     weight: float = 0.25,
 ) -> Tensor:
-    """Inpaint by RED-diff; arguments and result as :class:`.task.Method`.
+    """Inpaint by RED-diff; arguments and result as `task.Method`.
 
     Args:
         backbone: frozen denoiser; no gradients are asked of it.

@@ -44,7 +44,7 @@ class Entry:
 
     Attributes:
         label: for tables and figures.
-        run: the function, called like :class:`.task.Method`.
+        run: the function, called like `task.Method`.
         load: reads the trained module that ``run`` takes as ``module``, (file or shipped name, device) -> module;
             ``None`` for methods without training.
         shipped: the module's shipped name.
@@ -88,7 +88,7 @@ METHODS: dict[str, Entry] = {
 
 
 class Bound:
-    """A method with its backbone and settings: (y, mask, steps, seeds, ...) -> images; made by :func:`bind`.
+    """A method with its backbone and settings: (y, mask, steps, seeds, ...) -> images; made by `bind`.
 
     Args:
         entry: the method.
@@ -131,7 +131,7 @@ class Bound:
         clock: Clock | None = None,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Fill the holes; arguments as :class:`.task.Method`."""
+        """Fill the holes; arguments as `task.Method`."""
         size = 1 if self.one_by_one else max(len(y), 1)
         out = []
         for i in range(0, len(y), size):
@@ -157,11 +157,11 @@ def bind(
     """A method by name.
 
     Args:
-        name: key of :data:`METHODS`.
+        name: key of `METHODS`.
         backbone: frozen denoiser.
         weights: the trained module, its file or shipped name; ``None`` = the shipped one.
         options: of the method (its keywords behind ``callback``).
-        one_by_one: see :class:`Bound`.
+        one_by_one: see `Bound`.
         device: where a module is put.
 
     Raises:

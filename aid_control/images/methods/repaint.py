@@ -2,10 +2,12 @@ r"""RePaint (Lugmayr et al. 2022): replacement in the ancestral sampler, with re
 
 Going down from s to s' < s,
 
-.. math::  x' = M (y + s' z_1) + (1 - M)\, A(x; s, s'), \qquad A \text{ the ancestral (DDPM) step};
+$$
+x' = M (y + s' z_1) + (1 - M)\, A(x; s, s'), \qquad A \text{ the ancestral (DDPM) step};
+$$
 
-going up, as much noise is put back as was taken away, :math:`x = x' + \sqrt{s^2 - s'^2}\, z`.  The order of levels is
-:func:`.travel.travel`: each stretch of ``jump_length`` levels is denoised ``resamples`` times, which lets the filling
+going up, as much noise is put back as was taken away, $x = x' + \sqrt{s^2 - s'^2}\, z$.  The order of levels is
+`travel.travel`: each stretch of ``jump_length`` levels is denoised ``resamples`` times, which lets the filling
 agree with what is known around it.
 
 Published: 250 levels, jump length 10, 10 resamplings: 2,410 denoiser calls.  The known part is drawn at the level
@@ -45,13 +47,13 @@ def repaint(
     jump_length: int = 10,
     resamples: int = 10,
 ) -> Tensor:
-    """Inpaint by RePaint; arguments and result as :class:`.task.Method`.
+    """Inpaint by RePaint; arguments and result as `task.Method`.
 
     Args:
         backbone: frozen denoiser.
         y: images (B, C, H, W).
         mask: (B, 1, H, W), 1 = known.
-        steps: noise levels; calls of the denoiser are more, see :func:`.travel.travel`.
+        steps: noise levels; calls of the denoiser are more, see `travel.travel`.
         seeds: one an image.
         class_labels: one-hot (B, n).
         clock: noise levels.

@@ -1,7 +1,8 @@
 r"""SDEdit (Meng et al. 2022): noise an image whose hole was filled somehow, and denoise it again.
 
-.. math::
-    x = g + s_0 e, \qquad x' = M (y + s' e) + (1 - M)\, A(x; s, s') ,
+$$
+x = g + s_0 e, \qquad x' = M (y + s' e) + (1 - M)\, A(x; s, s') ,
+$$
 
 A the ancestral step and e one noise for the whole pass; the result's hole becomes the guide g of the next of
 ``repeats`` passes.  The first guide's hole is the mean colour of the known pixels (``fill="mean"``) or 0, grey
@@ -55,7 +56,7 @@ def sdedit(
     repeats: int = 3,
     fill: str = "mean",
 ) -> Tensor:
-    """Inpaint by SDEdit; arguments and result as :class:`.task.Method`.
+    """Inpaint by SDEdit; arguments and result as `task.Method`.
 
     Args:
         backbone: frozen denoiser.

@@ -1,16 +1,17 @@
 r"""One inpainting job, as every method is given it, and the steps that methods share.
 
-The sampler's state has the noise level sigma, :math:`x = x_0 + \sigma n`, and known pixels are M = 1.  One denoised
-image D = D(x; s) makes a step from s to s' < s in three ways, with :math:`e = (x - D)/s` and z fresh noise:
+The sampler's state has the noise level sigma, $x = x_0 + \sigma n$, and known pixels are M = 1.  One denoised
+image D = D(x; s) makes a step from s to s' < s in three ways, with $e = (x - D)/s$ and z fresh noise:
 
-.. math::
-    \text{flow: } D + s' e, \qquad
-    \text{DDIM, } \eta: D + s' (\sqrt{1 - \eta^2}\, e + \eta z), \qquad
-    \text{ancestral (DDPM): } D + \rho^2 (x - D) + s' \sqrt{1 - \rho^2}\, z, \quad \rho = s'/s .
+$$
+\text{flow: } D + s' e, \qquad
+\text{DDIM, } \eta: D + s' (\sqrt{1 - \eta^2}\, e + \eta z), \qquad
+\text{ancestral (DDPM): } D + \rho^2 (x - D) + s' \sqrt{1 - \rho^2}\, z, \quad \rho = s'/s .
+$$
 
 *Order of randomness.*  All noise is keyed by (image seed, method, step); the starting noise by the image seed only, so
 that methods are compared on the same draw.  *No coupling.*  Sums over pixels are taken image by image
-(:func:`totals`): with a denoiser that treats images one at a time, results do not depend on the batch in any bit.
+(`totals`): with a denoiser that treats images one at a time, results do not depend on the batch in any bit.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def prepare(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Task:
-    """Check a job and lay out its noise levels; arguments and errors as :class:`Method`."""
+    """Check a job and lay out its noise levels; arguments and errors as `Method`."""
     check_images(backbone, y, mask)
     clock = clock or within(backbone.sigma_min, backbone.sigma_max)
     sigmas = clock.sigmas(steps, rounding=backbone.round_sigma).to(torch.float64)

@@ -223,7 +223,7 @@ def _read(data: bytes, key: str, limits: Limits) -> Official:
 
 
 def backbone_arguments(official: Official) -> tuple[str, dict[str, Any]]:
-    """(class of :mod:`..backbones.registry`, its constructor's arguments).
+    """(class of `backbones.registry`, its constructor's arguments).
 
     Raises:
         InputError: for a network of another class.

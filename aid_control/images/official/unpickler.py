@@ -2,8 +2,8 @@ r"""A pickle interpreter that builds records and calls nothing.
 
 A pickle is a program for a stack machine.  The real machine imports what ``GLOBAL`` names, and calls it at
 ``REDUCE``, ``NEWOBJ`` and ``BUILD``; this one knows only the opcodes that network files need, looks every name up in an
-exact allow-list, and where the real one would call, it writes down a :class:`Record`: what would be called, with what,
-and the state and items that follow.  What the records mean is decided afterwards (:mod:`.storages`, :mod:`.reader`).
+exact allow-list, and where the real one would call, it writes down a `Record`: what would be called, with what,
+and the state and items that follow.  What the records mean is decided afterwards (`storages`, `reader`).
 
 Everything is a loop over the input: nothing recurses, keys of dictionaries and members of sets are strings (hashing
 never descends, and cannot be made to collide), and there is no opcode that copies.  So memory is bounded by the input
@@ -254,7 +254,7 @@ def interpret(stream: BinaryIO, limits: Limits = LIMITS) -> Any:
         limits: bounds.
 
     Returns:
-        Plain values, :class:`Record`, :class:`Global`, :class:`Persistent`, in lists, tuples, sets and dictionaries;
+        Plain values, `Record`, `Global`, `Persistent`, in lists, tuples, sets and dictionaries;
         may be cyclic, as pickles may.
 
     Raises:
