@@ -1,10 +1,11 @@
-# Two targets do everything on a machine with only Python (>= 3.11) and make:
+# Everything works on a machine with only Python (>= 3.11) and make:
 #   make inpaint   fill holes in the bundled faces        (options: make inpaint ARGS="mask=freeform steps=10")
 #   make test      ruff, mypy and pytest
+#   make docs      the documentation site, in strict mode, in site/;  make docs-serve shows it while you write
 PY ?= python3
 BIN := .venv/bin
 
-.PHONY: help inpaint test test-slow clean
+.PHONY: help inpaint test test-slow docs docs-serve clean
 help:
 	@grep -E '^#  ' Makefile
 
@@ -28,5 +29,15 @@ test: .venv/test
 test-slow: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
+.venv/docs: .venv/runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: .venv/docs
+	$(BIN)/zensical build --clean --strict
+
+docs-serve: .venv/docs
+	$(BIN)/zensical serve
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site
