@@ -48,6 +48,10 @@ def the_map() -> str:
 
 
 def main() -> int:
+    unknown = set(sys.argv[1:]) - {"check"}
+    if unknown:
+        print(f"error: {' '.join(sorted(unknown))}: expected nothing, or check", file=sys.stderr)
+        return 2
     readme = ROOT / "README.md"
     text = readme.read_text()
     new = text[: text.index(START)] + the_map() + text[text.index(END) + len(END) :]

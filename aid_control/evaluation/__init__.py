@@ -1,7 +1,8 @@
 """Policy evaluation by the martingale characterisation of the value; one method a file.
 
-``EVALUATIONS`` are losses (value, trajectory) -> scalar whose gradient moves any critic; `clstd` solves for the
-weights of a linear one.  ``mstde`` is the documented negative control.
+``EVALUATIONS`` are losses (value, trajectory) -> scalar whose gradient moves any critic, by name; ``STEPWISE`` are
+those among them that are sums over the steps, a term at a time; `clstd` solves for the weights of a linear critic.
+``mstde`` is the documented negative control.
 """
 
 from .clstd import clstd

@@ -8,8 +8,8 @@ E\sum_k \xi_k\,(d_k\varphi_k - d_{k+1}\varphi_{k+1})'\,\theta
 = E\sum_k \xi_k\, d_k c_k\Delta t \;+\; E\, \xi_{K-1}\, d_K \Psi, \qquad d_k = e^{-\rho t_k},\; \varphi_K := 0,
 $$
 
-with the trace $\xi_k = \sum_{i\le k}\lambda^{t_k-t_i}\varphi_i$ ($\varphi_k$ for lambda = 0). No step
-size, no iteration.
+with the trace $\xi_k = \sum_{i\le k}\lambda^{t_k-t_i}\varphi_i$ ($\varphi_k$ for $\lambda = 0$).  No step
+size, no iteration; in discrete time it is least-squares TD (Bradtke & Barto 1996).
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ __all__ = ["clstd", "solve_linear"]
 
 
 def solve_linear(matrix: Tensor, vector: Tensor, ridge: float = 0.0) -> Tensor:
-    """Solve (S, p, p) theta = (S, p), scaled to unit diagonal first, with a relative ridge.
+    """Solve S linear systems, scaled to unit diagonal first, with a relative ridge.
 
     Args:
-        matrix: the equations.
-        vector: the right-hand side.
-        ridge: added to the scaled diagonal.
+        matrix: the equations, (S, p, p).
+        vector: the right-hand sides, (S, p).
+        ridge: added to the scaled diagonal; 0 = minimum-norm least squares.
+
+    Returns:
+        The solutions, (S, p).
     """
     scale = matrix.diagonal(dim1=-2, dim2=-1).abs().clamp(min=1e-300).rsqrt()
     scaled = scale.unsqueeze(-1) * matrix * scale.unsqueeze(-2)
@@ -42,13 +45,16 @@ def solve_linear(matrix: Tensor, vector: Tensor, ridge: float = 0.0) -> Tensor:
 
 @torch.no_grad()
 def clstd(value: Shifted, trajectory: Trajectory, decay: float = 0.0, ridge: float = 0.0) -> Tensor:
-    """Solve for the critic's weights, store them in the critic, and return them.
+    """Solve for the critic's weights and store them in the critic.
 
     Args:
         value: a critic linear in its weights (`features.LinearValue`).
         trajectory: made by the policy that is evaluated.
         decay: lambda in [0, 1], per unit of time.
         ridge: relative ridge; 0 = minimum-norm least squares.
+
+    Returns:
+        The weights, (p,) or with groups (S, p).
 
     Raises:
         ValueError: for a critic that is not linear in its weights.

@@ -4,9 +4,10 @@ $$
 GMM(\theta) = \tfrac12\, r_\theta'\, A\, r_\theta, \qquad r_\theta = E\int_0^T \xi_t\, dM_t^\theta,
 $$
 
-with the test functions $\xi = \partial_\theta J$ held fixed; A = I is GTD0 and
-$A = (E\int \xi\xi' dt)^{-1}$ GTD2.  The minimum is zero exactly where CTD(0) rests, but the loss is a proper
-objective, so that descending it cannot diverge off-policy or with function approximation.
+with the test functions $\xi = \partial_\theta J$ held fixed; $A = I$ is GTD0 and
+$A = (E\int \xi\xi' dt)^{-1}$ GTD2 (in discrete time Sutton et al. 2009).  The minimum is zero exactly where CTD(0)
+rests, but the loss is a proper objective, so that descending it cannot diverge off-policy or with function
+approximation.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ __all__ = ["gmm_loss", "gtd0_loss", "gtd2_loss"]
 
 
 def gmm_loss(value: Shifted, trajectory: Trajectory, whiten: bool, ridge: float = 1e-8) -> Tensor:
-    """The loss, one for each of the critic's groups, summed.
+    """The loss, a scalar: one for each of the critic's groups, summed.
 
     Args:
         value: the critic.
         trajectory: made by the policy that is evaluated.
-        whiten: A = (E int xi xi' dt)^{-1} instead of I.
-        ridge: relative ridge of the inverse.
+        whiten: the A of GTD2 instead of I.
+        ridge: relative ridge of the inverse; unused for A = I.
     """
     groups = getattr(value.critic, "groups", 1)
     delta = temporal_differences(value.along(trajectory), trajectory)
@@ -51,10 +52,10 @@ def gmm_loss(value: Shifted, trajectory: Trajectory, whiten: bool, ridge: float 
 
 
 def gtd0_loss(value: Shifted, trajectory: Trajectory) -> Tensor:
-    """GMM with A = I."""
+    """GTD0, A = I, a scalar; arguments as `gmm_loss`."""
     return gmm_loss(value, trajectory, whiten=False)
 
 
 def gtd2_loss(value: Shifted, trajectory: Trajectory) -> Tensor:
-    """GMM with A = (E int xi xi' dt)^{-1}."""
+    """GTD2, A the inverse Gram matrix of the test functions, a scalar; arguments as `gmm_loss`."""
     return gmm_loss(value, trajectory, whiten=True)

@@ -1,7 +1,12 @@
-r"""The known case that tells right from wrong evaluation: X = W, Psi(x) = x, no cost, J = x + theta (T - t) x.
+r"""The known case that tells right from wrong evaluation: a Brownian motion with a linear terminal cost.
 
-The value is V = x, so theta = 0.  $\langle M^\theta\rangle_T = \int_0^T (1 + \theta(T-t))^2 dt$ is smallest at
-$\theta = -3/(2T)$, which is where the mean-square TD error goes at any step size.
+$$
+X = W, \qquad \Psi(x) = x, \qquad f = 0, \qquad J_\theta(t, x) = x + \theta\,(T - t)\, x .
+$$
+
+The value is $V = x$, so $\theta = 0$.  $\langle M^\theta\rangle_T = \int_0^T (1 + \theta(T-t))^2 dt$ is smallest at
+$\theta = -3/(2T)$, which is where the mean-square TD error goes as the step is refined
+($-3n/(2T(n+1))$ with n steps).
 """
 
 from __future__ import annotations
@@ -59,14 +64,26 @@ class LineCritic(LinearValue):
 
 
 def sample(horizon: float, paths: int, steps: int, seed: int) -> Trajectory:
-    """Paths of W with everything an evaluation method needs."""
+    """Paths of W from 0 with everything an evaluation method needs.
+
+    Args:
+        horizon: T.
+        paths: B.
+        steps: K.
+        seed: of the Brownian motion.
+    """
     grid = time_grid(horizon, steps=steps)
     start = torch.zeros(paths, 1, dtype=torch.float64)
     return rollout(BrownianCase(horizon), GaussianPolicy(ZeroMean()), start, grid, target=(), entropy=seed)
 
 
 def minimiser(loss: Callable[[Shifted, Trajectory], Tensor], trajectory: Trajectory) -> float:
-    """theta at which the loss's gradient vanishes, for losses quadratic in theta (and CTD's linear equations)."""
+    """theta at which the loss's gradient vanishes, from its values at 0 and 1.
+
+    Args:
+        loss: quadratic in theta, or with a gradient linear in it as CTD's.
+        trajectory: of `sample`.
+    """
     critic = LineCritic(float(trajectory.times[-1]))
     gradients = []
     for theta in (0.0, 1.0):

@@ -4,8 +4,9 @@ $$
 M_t = e^{-\rho t} J(t, X_t) + \int_0^t e^{-\rho s} (c_s - \eta)\, ds
 $$
 
-is a martingale iff J, with J(T, .) = Psi, is the value of the policy that made the path (Jia & Zhou 2022a, proposition
-1); c includes the entropy cost where there is one, and eta is the average cost of an ergodic problem (0 otherwise).
+is a martingale iff J, with $J(T, \cdot) = \Psi$, is the value of the policy that made the path (Jia & Zhou 2022a,
+proposition 1); c includes the entropy cost where there is one, and $\eta$ is the average cost of an ergodic problem (0
+otherwise).  Time is counted from the start of the path.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ __all__ = ["increments_of", "temporal_differences"]
 
 
 def temporal_differences(values: list[Tensor], trajectory: Trajectory, average: Tensor | float = 0.0) -> Tensor:
-    """dM_k = e^{-rho t_{k+1}} V_{k+1} - e^{-rho t_k} V_k + e^{-rho t_k} (cost_k - eta Dt), (K, B).
+    r"""The increments of M on the grid, (K, B).
+
+    $$
+    \delta_k = e^{-\rho t_{k+1}} V_{k+1} - e^{-\rho t_k} V_k + e^{-\rho t_k} (c_k - \eta)\, \Delta t_k .
+    $$
 
     Args:
-        values: V at the K + 1 grid times.
-        trajectory: gives the costs and the discount.
+        values: V at the K + 1 grid times, (B,) each.
+        trajectory: gives times, costs and discount; t_0 = 0 is where it starts.
         average: eta, a number or (B,).
     """
     v, costs = torch.stack(values), torch.stack(trajectory.costs)
@@ -36,16 +41,24 @@ def temporal_differences(values: list[Tensor], trajectory: Trajectory, average: 
 
 
 def increments_of(per_step: Tensor, trajectory: Trajectory, decay: float) -> Tensor:
-    r"""sum_{k >= i} lambda^{t_k - t_i} y_k, (K, B): the future of a process as an eligibility trace at i sees it.
+    r"""The future of a process y as an eligibility trace sees it, $\sum_{k \ge i} \lambda^{t_k - t_i} y_k$ for all i.
 
     Because
-    $\sum_k (\sum_{i \le k} \lambda^{t_k - t_i} a_i) y_k = \sum_i a_i (\sum_{k \ge i} \lambda^{t_k - t_i} y_k)$,
+
+    $$
+    \sum_k \Big(\sum_{i \le k} \lambda^{t_k - t_i} a_i\Big)\, y_k
+    = \sum_i a_i \Big(\sum_{k \ge i} \lambda^{t_k - t_i} y_k\Big) ,
+    $$
+
     traces need no storage of a.
 
     Args:
         per_step: y, (K, B).
         trajectory: gives the times.
-        decay: lambda in [0, 1].
+        decay: lambda in [0, 1], per unit of time.
+
+    Returns:
+        (K, B), like y.
     """
     if decay == 0:
         return per_step

@@ -21,7 +21,7 @@ __all__ = ["martingale_loss", "martingale_losses"]
 
 
 def martingale_losses(value: Shifted, trajectory: Trajectory) -> Iterator[Tensor]:
-    """ML on a grid, one term a step, averaged over the paths.
+    """ML on a grid, one scalar a step, averaged over the paths.
 
     Args:
         value: the critic.
@@ -36,10 +36,5 @@ def martingale_losses(value: Shifted, trajectory: Trajectory) -> Iterator[Tensor
 
 
 def martingale_loss(value: Shifted, trajectory: Trajectory) -> Tensor:
-    """The sum of `martingale_losses`.
-
-    Args:
-        value: the critic.
-        trajectory: made by the policy that is evaluated.
-    """
+    """The sum of `martingale_losses`, a scalar; arguments as `martingale_losses`."""
     return torch.stack(list(martingale_losses(value, trajectory))).sum()

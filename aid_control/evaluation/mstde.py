@@ -6,8 +6,9 @@ MSTDE(\theta) = E \sum_k \frac{\delta_k^2}{\Delta t}
 $$
 
 A squared TD error is dominated by the quadratic variation of M, so its minimiser is the J with the *flattest*
-gradient, not the value.  Known case: X = W, J = x + theta (T - t) x; the truth is theta = 0, while
-$\langle M \rangle_T = \int (1 + \theta (T - t))^2 dt$ is smallest at theta = -3/(2T), at any step size.
+gradient, not the value.  Known case (`known_case`): $X = W$, $J = x + \theta (T - t) x$; the truth is $\theta = 0$,
+while $\langle M^\theta \rangle_T = \int (1 + \theta (T - t))^2 dt$ is smallest at $\theta = -3/(2T)$; the loss with
+n steps is smallest at $-3n/(2T(n + 1))$.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["mstde_loss"]
 
 
 def mstde_loss(value: Shifted, trajectory: Trajectory) -> Tensor:
-    """The mean-square TD error (do not use it to learn a value).
+    """The mean-square TD error, a scalar (do not use it to learn a value).
 
     Args:
         value: the critic.

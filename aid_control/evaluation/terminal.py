@@ -1,14 +1,14 @@
 r"""The terminal condition of the critic, in gradient form.
 
-A policy sees xi, not the target, so the value at T is $E[\Psi(x; target) | \xi]$, and its gradient in x
+A policy sees $\xi$, not the target $x_0$, so the value at T is $E[\Psi(x; x_0) \mid \xi]$, and its gradient in x
 is the conditional mean of $\nabla\Psi$.  Least squares learns conditional means:
 
 $$
-L(\theta) = \tfrac12 E\,\| \nabla_x J_\theta(T, x; \xi) - \nabla_x \Psi(x; target) \|^2 .
+L(\theta) = \tfrac12 E\,| \nabla_x J_\theta(T, x; \xi) - \nabla_x \Psi(x; x_0) |^2 .
 $$
 
 It needs neither rollouts nor the drift: any x will do.  For $\Psi = \tfrac12|x - x_0|^2$ it fits the
-posterior mean m(xi), because then J(T, x) = |x - m(xi)|^2/2 + const.
+posterior mean $m(\xi) = E[x_0 \mid \xi]$, because then $J(T, x) = \tfrac12|x - m(\xi)|^2$ + const.
 """
 
 from __future__ import annotations

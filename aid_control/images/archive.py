@@ -1,6 +1,6 @@
 """Data sets in EDM's layout: a zip archive of stored members and their labels.
 
-::
+An archive of images holds
 
     00000/img00000000.png        a thousand members a folder, numbered from 0
     00000/img00000001.png
@@ -49,9 +49,14 @@ READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImpleme
 class DatasetWriter:
     """Writes an archive; use as ``with``: the file is there whole at the end, or not at all after an error.
 
+    Leaving the ``with`` raises ``InputError`` if nothing was added, or only some members have a label.
+
     Args:
         path: target, ending in ``.zip``.
         pattern: name of member i, as a format string, e.g. ``"img{:08d}.png"``.
+
+    Attributes:
+        names: of the members so far.
 
     Raises:
         InputError: for another ending, an existing file, or a folder that cannot be written.
@@ -76,7 +81,15 @@ class DatasetWriter:
         return self
 
     def add(self, data: bytes, label: Label | None = None) -> str:
-        """Append a member; returns its name."""
+        """Append a member.
+
+        Args:
+            data: its bytes.
+            label: a class, a vector, or ``None``.
+
+        Returns:
+            Its name in the archive.
+        """
         index = len(self._labels)
         name = f"{index // 1000:05d}/{self.pattern.format(index)}"
         self._zip.writestr(zipfile.ZipInfo(name), data)
@@ -113,6 +126,9 @@ class DatasetWriter:
 def open_zip(path: str | os.PathLike[str]) -> zipfile.ZipFile:
     """An archive for reading.
 
+    Args:
+        path: the file.
+
     Raises:
         InputError: if it is missing or damaged.
     """
@@ -126,6 +142,11 @@ def open_zip(path: str | os.PathLike[str]) -> zipfile.ZipFile:
 
 def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_MEMBER) -> bytes:
     """The bytes of a member.
+
+    Args:
+        archive: from `open_zip`.
+        name: of the member.
+        limit: most bytes it may have unpacked.
 
     Raises:
         InputError: if it is missing, damaged, or claims more than ``limit`` bytes.

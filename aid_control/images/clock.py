@@ -1,14 +1,14 @@
-r"""Clocks t -> sigma(t): how the noise level falls while the sampler's time t runs from 0 to T.
+r"""Clocks $t \mapsto \sigma(t)$: how the noise level falls while the sampler's time $t$ runs from 0 to $T$.
 
-EDM's probability-flow ODE dx/dsigma = (x - D(x; sigma))/sigma becomes, under a decreasing clock,
+EDM's probability-flow ODE $dx/d\sigma = (x - D(x; \sigma))/\sigma$ becomes, under a decreasing clock,
 
 $$
 \dot x = r(t)\,\big(D(x; \sigma(t)) - x\big), \qquad r(t) = -\dot\sigma(t)/\sigma(t) \ge 0 .
 $$
 
-Here t is the fallen noise, t = sigma_max - sigma, so that r = 1/sigma and an Euler step from sigma to sigma'
-is x + (1 - sigma'/sigma) (D - x): the same step in every clock that visits the same levels.  A clock only
-decides *which* levels a grid of K steps visits.
+Here $t$ is the fallen noise, $t = \sigma_{max} - \sigma$, so that $r = 1/\sigma$ and an Euler step from $\sigma$ to
+$\sigma'$ is $x + (1 - \sigma'/\sigma)(D - x)$: the same step in every clock that visits the same levels.  A clock only
+decides *which* levels a grid of $K$ steps visits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Clock:
     sigma_max: float
 
     def level(self, s: Tensor) -> Tensor:
-        """Noise level at s in [0, 1] (0 = sigma_max, 1 = sigma_min)."""
+        """Noise level at s in [0, 1] (0 = sigma_max, 1 = sigma_min): any shape -> the same shape."""
         raise NotImplementedError  # pragma: no cover - abstract
 
     def sigmas(self, steps: int, rounding: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -60,17 +60,24 @@ class Clock:
         return torch.cat([levels, levels.new_zeros(1)])
 
     def grid(self, steps: int) -> Tensor:
-        """Times t_k = sigma_max - sigma_k of the same grid, (steps + 1,), from 0 to T = sigma_max."""
+        r"""Times $t_k = \sigma_{max} - \sigma_k$ of the grid of `sigmas`, unrounded, from 0 to $T = \sigma_{max}$.
+
+        Args:
+            steps: K, the number of solver steps, at least 1.
+
+        Returns:
+            (steps + 1,) increasing times, float64.
+        """
         return self.sigma_max - self.sigmas(steps)
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        """Noise level at time t."""
+        """Noise level sigma_max - t at a time in [0, sigma_max]: a number or any shape -> the same shape."""
         return self.sigma_max - torch.as_tensor(t)
 
 
 @dataclass(frozen=True)
 class KarrasClock(Clock):
-    """EDM's grid: sigma^(1/rho) falls linearly (Karras et al. 2022, equation 5).
+    r"""EDM's grid: $\sigma^{1/\rho}$ falls linearly (Karras et al. 2022, equation 5).
 
     Args:
         sigma_min: last positive noise level.
@@ -88,12 +95,25 @@ class KarrasClock(Clock):
 
 
 def LinearClock(sigma_min: float = 0.002, sigma_max: float = 80.0) -> KarrasClock:  # noqa: N802 - reads as a class
-    """Levels equally spaced in sigma (the paper's plain reading): Karras' grid with rho = 1."""
+    """Levels equally spaced in sigma (the plain reading of AID's paper): Karras' grid with rho = 1.
+
+    Args:
+        sigma_min: last positive noise level.
+        sigma_max: first noise level.
+    """
     return KarrasClock(sigma_min, sigma_max, rho=1.0)
 
 
 def within(sigma_min: float, sigma_max: float, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> KarrasClock:
-    """EDM's clock on [low, high], cut to the range [sigma_min, sigma_max] a network was trained for."""
+    """EDM's clock on [low, high], cut to the range a network was trained for.
+
+    Args:
+        sigma_min: lowest level of the network.
+        sigma_max: highest level of the network.
+        low: last positive level wanted.
+        high: first level wanted.
+        rho: exponent, as `KarrasClock`.
+    """
     return KarrasClock(max(low, sigma_min), min(high, sigma_max), rho)
 
 
@@ -153,12 +173,14 @@ class GridClock(Clock):
 
 
 def DDPMClock(levels: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> GridClock:  # noqa: N802
-    """The noise levels of DDPM's linear schedule (Ho et al. 2020), sigma^2 = (1 - abar)/abar: 157.4 to 0.0100.
+    r"""The noise levels of DDPM's linear schedule (Ho et al. 2020), by default 157.4 to 0.0100.
+
+    $\sigma_t^2 = (1 - \bar\alpha_t)/\bar\alpha_t$ with $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$.
 
     Args:
         levels: T; a grid of fewer steps is spread over them geometrically.
-        beta_min: first rate.
-        beta_max: last rate.
+        beta_min: first rate beta_1.
+        beta_max: last rate beta_T; the rates between are equally spaced.
     """
     beta = torch.linspace(beta_min, beta_max, levels, dtype=torch.float64)
     abar = (1 - beta).cumprod(0)

@@ -1,6 +1,6 @@
 r"""From an official network file (``.pkl``) to one of this package (``.safetensors``), executing nothing.
 
-::
+As a program:
 
     python -m aid_control.images.convert network.pkl network.safetensors
 

@@ -26,12 +26,12 @@ MAX_PIXELS = 1 << 26
 
 
 def to_float(image: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [-1, 1]."""
+    """uint8 [0, 255] of any shape -> float32 [-1, 1] of the same."""
     return image.float() / 127.5 - 1
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """float [-1, 1] -> uint8 [0, 255], clipped."""
+    """float [-1, 1] of any shape -> uint8 [0, 255] of the same, clipped."""
     return (image * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8)
 
 
@@ -64,7 +64,12 @@ def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> Tensor:
 
 
 def write_png(path: str | os.PathLike[str], image: Tensor) -> None:
-    """Write a uint8 (C, H, W) image atomically; one channel is written as grey."""
+    """Write an image atomically; one channel is written as grey.
+
+    Args:
+        path: target.
+        image: uint8 (1, H, W) or (3, H, W), on the CPU.
+    """
     array = image.permute(1, 2, 0).squeeze(-1).numpy()
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG")
@@ -74,10 +79,15 @@ def write_png(path: str | os.PathLike[str], image: Tensor) -> None:
 class ImageSource:
     """Images of one size from a zip archive (EDM layout), a folder, or a single file, sorted by name.
 
+    ``source[i]`` is one of them, square, uint8 (C, H, H); it raises ``InputError`` for another size.
+
     Args:
         path: archive, folder or file.
         resolution: expected side in pixels; ``None`` takes what comes.
-        channels: expected colour channels (3 or 1).
+        channels: 3 or 1; what is stored is converted.
+
+    Attributes:
+        names: of the images.
 
     Raises:
         InputError: if nothing is there, or it holds no image.
@@ -106,12 +116,26 @@ class ImageSource:
         return len(self.names)
 
     def label(self, index: int) -> str:
-        """What to call an image in a message."""
+        """What to call an image in a message.
+
+        Args:
+            index: its place among the names.
+        """
         name = self.names[index]
         return str(self.path) if self.path.name == name else f"{self.path}:{name}"
 
     def picture(self, index: int) -> Tensor:
-        """One image of whatever size, uint8 (C, H, W)."""
+        """One image of whatever size.
+
+        Args:
+            index: its place among the names.
+
+        Returns:
+            uint8 (C, H, W).
+
+        Raises:
+            InputError: if it cannot be read, or has too many pixels.
+        """
         try:
             data = self._read(self.names[index])
         except READ_ERRORS as error:
@@ -127,7 +151,17 @@ class ImageSource:
         return image
 
     def stack(self, indices: Sequence[int] | None = None) -> Tensor:
-        """The chosen images (all, if ``None``) as one uint8 tensor (N, C, H, W)."""
+        """Chosen images as one tensor.
+
+        Args:
+            indices: N places among the names; ``None`` = all.
+
+        Returns:
+            uint8 (N, C, H, H).
+
+        Raises:
+            InputError: for an image that cannot be read, is not square, or has another side than ``resolution``.
+        """
         return torch.stack([self[i] for i in (range(len(self)) if indices is None else indices)])
 
 

@@ -1,15 +1,15 @@
 r"""What paired quality does not see: how fillings of one image differ between seeds, and whether known pixels hold.
 
-For S fillings $x_1 ... x_S$ of one masked image (M: 1 = known), d a perceptual distance over the hole,
+For $S$ fillings $x_1, \dots, x_S$ of one masked image ($M$: 1 = known), $d$ a perceptual distance over the hole,
 
 $$
 \mathrm{diversity} = \frac{2}{S (S - 1)} \sum_{i < j} d(x_i, x_j), \qquad
 s(p) = \Big( \frac{1}{C} \sum_c \frac{1}{S - 1} \sum_i (x_{ic} - \bar x_c)^2(p) \Big)^{1/2},
 $$
 
-and the deviation is the mean of s over the hole's pixels.  Both are 0 where every seed gives the same filling, and
-diversity alone is no merit: noise is diverse.  The known-region error is the maximum and the mean of |out - y| over the
-known pixels and channels, in the units of the images (1/127.5 is one grey level).
+and the deviation is the mean of $s$ over the hole's pixels.  Both are 0 where every seed gives the same filling, and
+diversity alone is no merit: noise is diverse.  The known-region error is the maximum and the mean of
+$|\mathrm{out} - y|$ over the known pixels and channels, in the units of the images (1/127.5 is one grey level).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def known_error(out: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Maximum and mean of |out - y| over known pixels and channels, (B,) float64 each; NaN where nothing is known, or
-        where a known value is NaN.
+            where a known value is NaN.
 
     Raises:
         InputError: for other shapes.

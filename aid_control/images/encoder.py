@@ -1,4 +1,4 @@
-r"""The context encoder: a guess of $m(\xi) = E[x_0 | y, M]$, made once an image.
+r"""The context encoder: a guess of $m(\xi) = E[x_0 \mid y, M]$, made once an image.
 
 Everything that depends only on the observation is computed here, outside the sampler's loop: a guided step
 then costs a small fraction of a backbone call, while the encoder may cost about as much as one.  It is a
@@ -49,6 +49,9 @@ class ContextEncoder(nn.Module):
         resolution: side of the images, a multiple of 8.
         channels: colour channels.
         widths: channels at 1/2, 1/4 and 1/8 of the resolution.
+
+    Raises:
+        ValueError: if the resolution is no multiple of 8.
     """
 
     def __init__(self, resolution: int, channels: int = 3, widths: tuple[int, int, int] = (32, 64, 76)) -> None:
@@ -72,7 +75,15 @@ class ContextEncoder(nn.Module):
         self.out_conv = nn.Sequential(nn.GroupNorm(2, a), nn.SiLU(), nn.Conv2d(a, 4 * channels, 3, padding=1))
 
     def forward(self, y: Tensor, mask: Tensor) -> Tensor:
-        """Guess (B, C, H, W) from the observed image and the mask (1 = known)."""
+        """Guess the clean image.
+
+        Args:
+            y: observed images (B, C, H, W); what they hold in the hole is ignored.
+            mask: (B, 1, H, W), 1 = known, 0 = hole.
+
+        Returns:
+            (B, C, H, W), equal to ``y`` where the mask is 1.
+        """
         f = self.fine(self.in_conv(F.pixel_unshuffle(torch.cat([y * mask, mask], dim=1), 2)))
         m = self.middle(self.down1(f) + self.place1)
         h = self.coarse(self.down2(m) + self.place2)

@@ -6,22 +6,24 @@ $$
 v = \sum_j g_j(\sigma)\,\mathrm{band}_j(\hat m - D) + a(\sigma)\, M (y - D) + h_\phi(x, D, \hat m, M; \sigma),
 $$
 
-with $\hat m$ the context encoder's guess (once an image), gains g_j and a that are tables over the noise
-level, and h a small network at a quarter of the resolution.  All of g, a, h start at zero: training starts
+with $\hat m$ the context encoder's guess (once an image), gains $g_j$ and $a$ that are tables over the noise
+level, and $h$ a small network at a quarter of the resolution.  All of $g, a, h$ start at zero: training starts
 from the unguided flow.  On a Gaussian image model diagonal in the bands the first sum *is* the form of the
-optimum (v is a linear function of m - F, F the end of the unguided flow).
+optimum ($v$ is a linear function of $m - F$, $F$ the end of the unguided flow).
 
-**Critic.** In the same model, with variance l_j in band j and the ``levels`` cost, the value is
+**Critic.** In the same model, with variance $l_j$ in band $j$ and the ``levels`` cost, the value is
 
 $$
-V(\sigma, x) = \frac1{2d}\sum_j \frac{|\mathrm{band}_j(A_j x - \hat m)|^2}{c_j}, \quad
-A_j = \sqrt{\tfrac{l_j}{l_j + \sigma^2}}, \quad
-c_j = 1 + \frac1\beta\Big(1 + \int_{\sigma_{min}}^{\sigma} A_j^2\, d\log s\Big),
+\begin{aligned}
+V(\sigma, x) &= \frac1{2d}\sum_j \frac{|\mathrm{band}_j(A_j x - \hat m)|^2}{c_j}, \qquad
+A_j(\sigma) = \sqrt{\frac{l_j}{l_j + \sigma^2}}, \\
+c_j(\sigma) &= 1 + \frac1\beta\Big(1 + \int_{\sigma_{min}}^{\sigma} A_j(s)^2\, d\log s\Big),
+\end{aligned}
 $$
 
-(the lone 1 in the bracket is the last step, from sigma_min to 0).  The critic is this formula with learned
-corrections of log A_j and log c_j and a learned constant, all tables over the noise level; at sigma = 0 it is
-|x - m|^2/(2d) exactly.  Its gradient in x is what the ``stein`` estimator uses.
+(the lone 1 in the bracket is the last step, from $\sigma_{min}$ to 0).  The critic is this formula with learned
+corrections of $\log A_j$ and $\log c_j$ and a learned constant, all tables over the noise level; at $\sigma = 0$ it is
+$|x - \hat m|^2/(2d)$ exactly.  Its gradient in $x$ is what the ``stein`` estimator uses.
 """
 
 from __future__ import annotations
@@ -72,6 +74,9 @@ class Guidance(nn.Module):
     Attributes:
         backbone: fingerprint of the backbone it was trained for; empty = any.
         facts: what is known of its training.
+
+    Raises:
+        ValueError: for a resolution that is no such multiple.
     """
 
     def __init__(
@@ -111,10 +116,27 @@ class Guidance(nn.Module):
 
     @torch.no_grad()
     def observe(self, y: Tensor, mask: Tensor, class_labels: Tensor | None = None) -> Observation:
-        """The observation with the encoder's guess filled in (no gradients)."""
+        """The observation with the encoder's guess filled in (no gradients): once an image, before sampling.
+
+        Args:
+            y: observed images (B, C, H, W).
+            mask: (B, 1, H, W), 1 = known.
+            class_labels: one-hot (B, n) for conditional backbones; the guidance does not look at them.
+        """
         return Observation(y, mask, self.encoder(y, mask), class_labels)
 
     def forward(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor) -> Tensor:
+        """The correction v of the denoised image.
+
+        Args:
+            t: scalar time.
+            x: states (B, C, H, W).
+            context: the observation; without a guess it is made here, without gradients to the encoder.
+            probe: D, the frozen drift's denoised images (B, C, H, W).
+
+        Returns:
+            v, (B, C, H, W), in image units.
+        """
         sigma = self.clock.sigma(t)
         guess = context.guess if context.guess is not None else self.encoder(context.y, context.mask).detach()
         gains = self.gains(sigma)
@@ -132,13 +154,16 @@ class Guidance(nn.Module):
 
 
 def price(variance: Tensor, sigma: float, sigma_min: float, beta: float) -> Tensor:
-    """c_j of the module's formula: what the control's price leaves of the value of no control.
+    """c_j of the module's formula: the value of no control over the optimal one's, in one band.
 
     Args:
         variance: l_j, any shape.
         sigma: noise level; below ``sigma_min`` it counts as that.
         sigma_min: last positive level of the clock.
         beta: weight of the control cost.
+
+    Returns:
+        c_j > 1, of the same shape.
     """
     low, s2 = sigma_min**2, max(sigma, sigma_min) ** 2
     integral = 0.5 * math.log(s2 / low) - 0.5 * ((variance + s2) / (variance + low)).log()
@@ -152,7 +177,7 @@ class PyramidCritic(nn.Module):
         encoder: gives the guess where the observation has none; trained by the critic's terminal condition.
         beta: of the problem.
         pixels: d.
-        variances: l_j a band, per coordinate; finest first.
+        variances: l_j a band, per coordinate, (bands,), finest first (`training.band_variances`).
         clock: t -> sigma.
     """
 
@@ -169,6 +194,17 @@ class PyramidCritic(nn.Module):
         self.corrections = LevelTable(2 * self.bands + 1, self.clock.sigma_min, self.clock.sigma_max)
 
     def forward(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor | None = None) -> Tensor:
+        """V(sigma(t), x).
+
+        Args:
+            t: scalar time; at the end of the clock the value is the terminal cost with the guess as target.
+            x: states (B, C, H, W).
+            context: the observation; without a guess it is made here, with gradients to the encoder.
+            probe: D, like ``x``; ignored.
+
+        Returns:
+            (B,).
+        """
         guess = context.guess if context.guess is not None else self.encoder(context.y, context.mask)
         sigma = float(self.clock.sigma(t))
         if sigma <= 0:
@@ -184,7 +220,13 @@ class PyramidCritic(nn.Module):
 
 
 def save_guidance(path: str | os.PathLike[str], guidance: Guidance, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a guidance module (optionally with averaged weights) atomically."""
+    """Write a guidance module atomically.
+
+    Args:
+        path: target, ``.safetensors``.
+        guidance: gives configuration, fingerprint and facts.
+        weights: tensors by name, in place of its own and of the same shapes, e.g. averaged ones.
+    """
     save_module(path, KIND, guidance, guidance.config, weights)
 
 
@@ -205,6 +247,11 @@ def load_guidance(
 
 
 def shipped_guidance(backbone: Denoiser, device: torch.device | str = "cpu") -> Guidance | None:
-    """The guidance shipped for a backbone, told by its fingerprint; ``None`` where there is none."""
+    """The guidance shipped for a backbone; ``None`` where there is none.
+
+    Args:
+        backbone: told by its fingerprint.
+        device: where to put the module.
+    """
     guidance = load_guidance(device=device)
     return guidance if guidance.backbone == backbone.fingerprint else None

@@ -1,10 +1,11 @@
 r"""Two denoisers into one: classifier-free guidance and autoguidance.
 
 $$
-D(x; \sigma) = g\, D_{main}(x; \sigma) + (1 - g)\, D_{guide}(x; \sigma), \quad \sigma_{lo} < \sigma \le \sigma_{hi},
+D(x; \sigma) = g\, D_{\mathrm{main}}(x; \sigma) + (1 - g)\, D_{\mathrm{guide}}(x; \sigma), \quad
+\sigma_{\mathrm{lo}} \lt \sigma \le \sigma_{\mathrm{hi}},
 $$
 
-and $D_{main}$ at other noise levels.  g > 1 extrapolates away from what the guide says.
+and $D_{\mathrm{main}}$ at other noise levels.  $g > 1$ extrapolates away from what the guide says.
 
 *Classifier-free guidance* (Ho and Salimans 2021): the guide ignores the class.  It is the main network under the
 null class, or an unconditional network of its own.
@@ -93,7 +94,7 @@ class GuidedDenoiser(Denoiser):
         self.training = main.training  # the networks themselves are left as they are
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise level that the main network knows."""
+        """Levels of any shape -> the nearest that the main network knows."""
         return self.main.round_sigma(sigma)
 
     def forward(
@@ -109,7 +110,7 @@ class GuidedDenoiser(Denoiser):
             x: noisy images (B, C, H, W).
             sigma: noise level, a scalar or (B,).
             class_labels: one-hot (B, label_dim), or ``None``.
-            augment_labels: ignored: augmentation belongs to training.
+            augment_labels: of any shape, ignored: augmentation belongs to training.
 
         Returns:
             Denoised images like ``x``, in the precision of the main network.
@@ -146,6 +147,9 @@ def classifier_free(
         interval: of noise levels (low, high] that are guided.
         unconditional: the guide, where it is a network of its own (EDM2); ``None`` = ``net`` under the null class,
             which then has to be trained with dropped labels.
+
+    Raises:
+        InputError: as `GuidedDenoiser`, e.g. for networks that do not fit one another.
     """
     return GuidedDenoiser(net, unconditional, guidance, interval)
 
@@ -160,5 +164,8 @@ def autoguidance(
         guide: smaller or less trained, of the same classes.
         guidance: g; 1 = none.
         interval: of noise levels (low, high] that are guided.
+
+    Raises:
+        InputError: as `GuidedDenoiser`, e.g. for networks that do not fit one another.
     """
     return GuidedDenoiser(net, guide, guidance, interval, guide_labels=True)

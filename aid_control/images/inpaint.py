@@ -23,15 +23,22 @@ __all__ = ["check_images", "check_shape", "function_evaluations", "inpaint", "st
 
 
 def check_images(backbone: Denoiser, y: Tensor, mask: Tensor, name: str = "image") -> None:
-    """Refuse images and masks that do not fit the backbone; see `check_shape`."""
+    """Refuse images and masks that do not fit the backbone; arguments and errors as `check_shape`."""
     check_shape(tuple(backbone.shape), y, mask, name)
 
 
 def check_shape(shape: tuple[int, ...], y: Tensor, mask: Tensor, name: str = "image") -> None:
-    """Refuse images that are not (B, *shape), and masks that do not fit them.
+    """Refuse images of another shape than asked for, and masks that do not fit them.
+
+    Args:
+        shape: (C, H, W) of an image.
+        y: images, to be (B, C, H, W); what they hold in the hole is not looked at.
+        mask: to be (B, 1, H, W), 1 = known, 0 = hole.
+        name: how messages call the images, e.g. the file they came from.
 
     Raises:
-        InputError: for another size or number of channels, NaN in known pixels, or a bad mask.
+        InputError: for another size or number of channels, NaN or infinity in known pixels, or a bad mask, as
+            `masks.check_mask`.
     """
     if tuple(y.shape[1:]) != shape:
         raise InputError(f"{name}: shape {tuple(y.shape)}; expected (B, {', '.join(map(str, shape))})")
@@ -43,14 +50,34 @@ def check_shape(shape: tuple[int, ...], y: Tensor, mask: Tensor, name: str = "im
 
 
 def starting_noise(backbone: Denoiser, seeds: Sequence[int], n: int, device: Any = "cpu") -> Tensor:
-    """Unit noise (n, C, H, W), one seed an image."""
+    """Unit noise; a row depends on its seed only, and not on the batch.
+
+    Args:
+        backbone: gives (C, H, W).
+        seeds: one an image.
+        n: number of images.
+        device: where to put it; it is drawn on the CPU.
+
+    Returns:
+        (n, C, H, W) float32, independent standard normal.
+
+    Raises:
+        InputError: if the number of seeds is not n.
+    """
     if len(seeds) != n:
         raise InputError(f"{len(seeds)} seeds for {n} images; expected one an image")
     return per_image_normal(seeds, tuple(backbone.shape)).to(device)
 
 
 def function_evaluations(steps: int, solver: str, backbone: Denoiser, clock: Clock | None = None) -> int:
-    """Backbone calls an image: K for Euler, 2K - 1 for Heun, less where it steps by Euler (few steps)."""
+    """Backbone calls an image of `inpaint`: K for Euler, 2K - 1 for Heun, less where it steps by Euler (few steps).
+
+    Args:
+        steps: K, the number of solver steps.
+        solver: ``"euler"`` or ``"heun"``.
+        backbone: gives the noise range and the rounding of levels.
+        clock: noise levels; default as `inpaint`.
+    """
     problem = GuidanceProblem(backbone, clock or within(backbone.sigma_min, backbone.sigma_max))
     grid = levels_of(problem, steps)
     singular = sum(problem.singular(t, s) for t, s in zip(grid[:-1], grid[1:], strict=True))
@@ -92,7 +119,9 @@ def inpaint(
         Images (B, C, H, W); known pixels equal ``y`` exactly.
 
     Raises:
-        InputError: for inputs that do not fit the backbone, or guidance of another backbone.
+        InputError: for inputs that do not fit the backbone, guidance of another backbone, an unknown solver, fewer
+            than one step, or a number of seeds that is not that of the images.
+        ValueError: for an unknown base.
     """
     check_images(backbone, y, mask)
     if solver not in ("euler", "heun"):

@@ -1,16 +1,18 @@
 r"""Paired quality of images in [-1, 1], over the whole image or a region such as the hole.
 
-With weights w (B, 1, H, W), a region's mean of v is sum(w v) / sum(w), and
+With weights $w$ (B, 1, H, W), a region's mean of $v$ is $\mathrm{mean}_w v = \sum w v / \sum w$, and
 
 $$
-\mathrm{PSNR} = 10 \log_{10} \frac{2^2}{\mathrm{mean}_w (a - b)^2}, \qquad
-\mathrm{SSIM} = \frac{(2 \mu_a \mu_b + c_1)(2 \sigma_{ab} + c_2)}
+\begin{aligned}
+\mathrm{PSNR} &= 10 \log_{10} \frac{2^2}{\mathrm{mean}_w (a - b)^2}, \\
+\mathrm{SSIM} &= \frac{(2 \mu_a \mu_b + c_1)(2 \sigma_{ab} + c_2)}
 {(\mu_a^2 + \mu_b^2 + c_1)(\sigma_a^2 + \sigma_b^2 + c_2)}, \qquad
 c_1 = (0.01 \cdot 2)^2, \; c_2 = (0.03 \cdot 2)^2,
+\end{aligned}
 $$
 
-where the local moments are those of an 11 x 11 Gaussian window of deviation 1.5 (Wang et al. 2004), with 1/n
-covariances.  Computed in float64: sigma^2 = E[a^2] - mu^2 cancels badly in flat areas.  The numbers are those of
+where the local moments are those of an 11 x 11 Gaussian window of deviation 1.5 (Wang et al. 2004), with $1/n$
+covariances.  Computed in float64: $\sigma^2 = E[a^2] - \mu^2$ cancels badly in flat areas.  The numbers are those of
 ``skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)``.
 The hole is the region ``1 - mask``.
 """
@@ -49,6 +51,9 @@ def region_mean(values: Tensor, region: Tensor) -> Tensor:
 
     Returns:
         (B,); NaN where the region is empty.
+
+    Raises:
+        InputError: if the region does not fit the values.
     """
     if region.ndim != 4 or region.shape[1] != 1 or region.shape[2:] != values.shape[1:]:
         expected = f"(B, 1, {values.shape[1]}, {values.shape[2]})"
@@ -67,6 +72,9 @@ def psnr(a: Tensor, b: Tensor, region: Tensor | None = None) -> Tensor:
 
     Returns:
         (B,) float64; infinite where the images are equal, NaN where the region is empty.
+
+    Raises:
+        InputError: for unequal shapes, or a region that does not fit.
     """
     a, b = _pair(a, b)
     error = (a - b).square().mean(1)
@@ -96,6 +104,9 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         (B, H, W) float64.
+
+    Raises:
+        InputError: for unequal shapes, or fewer than 11 pixels a side.
     """
     a, b = _pair(a, b)
     if min(a.shape[2:]) < 2 * RADIUS + 1:
@@ -119,6 +130,9 @@ def ssim(a: Tensor, b: Tensor, region: Tensor | None = None) -> Tensor:
 
     Returns:
         (B,) float64; NaN where the region is empty.
+
+    Raises:
+        InputError: as `ssim_map`, or for a region that does not fit.
     """
     values = ssim_map(a, b)
     if region is None:
@@ -133,7 +147,8 @@ def summary(values: Tensor) -> dict[str, float]:
         values: any shape; infinite PSNRs and NaNs of empty regions are left out, and ``n`` shows it.
 
     Returns:
-        ``mean``, ``ci95`` = 1.96 s / sqrt(n), and ``n``; NaN where too few values are left to say (0; 1).
+        ``mean``, ``ci95`` = 1.96 s / sqrt(n) with s the standard deviation (divisor n - 1), and ``n``; NaN where too
+            few values are left to say (0; 1).
     """
     kept = values.double().flatten()
     kept = kept[kept.isfinite()]
@@ -146,15 +161,15 @@ def bootstrap(values: Tensor, resamples: int = 2000, seed: int = 0) -> tuple[flo
     """Mean and its 95 % percentile bootstrap interval; for paired comparisons pass the differences.
 
     Args:
-        values: one number an image, finite.
+        values: one number an image, any shape, finite.
         resamples: of the images.
         seed: of the resampling.
 
     Returns:
-        Mean, lower end, upper end; without an interval (NaN) for fewer than two values.
+        Mean, lower end, upper end; without an interval (NaN) for a single value.
 
     Raises:
-        InputError: for values that are not finite.
+        InputError: for no values, or values that are not finite.
     """
     v = values.double().flatten().numpy()
     if not np.isfinite(v).all() or len(v) == 0:

@@ -19,7 +19,12 @@ __all__ = ["TrainedModule", "check_trained_for", "load_module", "save_module"]
 
 
 class TrainedModule(Protocol):
-    """What such a file holds: an ``nn.Module`` that knows its backbone's fingerprint and its own facts."""
+    """What such a file holds: an ``nn.Module`` that knows its backbone's fingerprint and its own facts.
+
+    Attributes:
+        backbone: fingerprint of the backbone it was trained for; empty = any.
+        facts: what is known of its training, JSON values by name.
+    """
 
     backbone: str
     facts: dict[str, Any]
@@ -28,16 +33,32 @@ class TrainedModule(Protocol):
         """Weights by name."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> Any:
-        """Take weights."""
+        """Take weights.
+
+        Args:
+            state: tensors by name, of the shapes in `state_dict`.
+        """
 
     def train(self, mode: bool) -> Any:
-        """Enter or leave training."""
+        """Enter or leave training.
+
+        Args:
+            mode: ``False`` = evaluation.
+        """
 
     def requires_grad_(self, wanted: bool) -> Any:
-        """Freeze, or not."""
+        """Freeze, or not.
+
+        Args:
+            wanted: whether its weights take gradients.
+        """
 
     def to(self, device: torch.device | str) -> Any:
-        """Move."""
+        """Move it.
+
+        Args:
+            device: where to.
+        """
 
 
 M = TypeVar("M", bound=TrainedModule)
@@ -57,7 +78,7 @@ def save_module(
         kind: what it is, as the file says.
         module: gives the backbone's fingerprint, the facts and, without ``weights``, the weights.
         arguments: of its constructor.
-        weights: in place of its own, e.g. averaged ones.
+        weights: tensors by name, in place of its own and of the same shapes, e.g. averaged ones.
     """
     metadata = {
         "kind": kind, "config": json.dumps(arguments), "backbone": module.backbone, "facts": json.dumps(module.facts)

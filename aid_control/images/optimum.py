@@ -1,27 +1,29 @@
 r"""The exact optimum of guidance where images are Gaussian: the yardstick of "the module approximates the optimum".
 
-Images N(mu, C), C = U diag(l) U'.  The denoiser $D = \mu + U \tfrac{l}{l+\sigma^2} U'(x - \mu)$ is affine, so the
-*discrete* problem that the Euler sampler runs,
+Images are $N(\mu, C)$ with $C = U\,\mathrm{diag}(l)\,U'$.  The denoiser
+$D = \mu + U\,\mathrm{diag}\big(\tfrac{l}{l+\sigma^2}\big)\,U'(x - \mu)$ is affine, so the *discrete* problem that the
+Euler sampler runs,
 
 $$
 x_{k+1} = x_k + f_k (D_k + v_k - x_k), \qquad
 J = \sum_k \tfrac12 w_k |v_k|^2 + \tfrac{1}{2d} |x_K - m|^2 ,
 $$
 
-(f_k = 1 - s_{k+1}/s_k the fall, w_k the control's weight times the step) splits into scalar linear-quadratic problems
-along U.  With x and m measured from mu in the eigenbasis, $a_k = 1 - f_k \sigma_k^2/(l + \sigma_k^2)$,
-$A_k = \prod_{j \ge k} a_j$ (the rest of the unguided flow, A_K = 1), dynamic programming gives
+($f_k = 1 - \sigma_{k+1}/\sigma_k$ the fall, $w_k$ the control's weight times the step) splits into scalar
+linear-quadratic problems along $U$.  With $x$ and $m$ measured from $\mu$ in the eigenbasis,
+$a_k = 1 - f_k \sigma_k^2/(l + \sigma_k^2)$, $A_k = \prod_{j \ge k} a_j$ (the rest of the unguided flow, $A_K = 1$),
+dynamic programming gives
 
 $$
 c_k = 1 + \sum_{j \ge k} \frac{(A_{j+1} f_j)^2}{d\, w_j}, \qquad
-V_k = \frac{1}{2d} \sum \frac{(A_k x - m)^2}{c_k}, \qquad
+V_k = \frac{1}{2d} \sum_i \frac{(A_k x - m)_i^2}{c_{k,i}}, \qquad
 v_k^* = -\frac{A_{k+1} f_k}{d\, w_k}\, \frac{A_k x - m}{c_k} .
 $$
 
-Directions outside a thin U share one eigenvalue and are treated together.
-No division by a_k, which is 0 for l = 0 in the last step.  A policy sees xi = (y, M), not the clean image; as
-$E[|x - x_0|^2 | \xi] = |x - m(\xi)|^2 + const$, the target is the posterior mean
-$m(\xi) = E[x_0 | y, M]$, exact for every mask. Any clock and either running cost enter through f and w alone.
+one entry $i$ an eigenvector.  Directions outside a thin $U$ share one eigenvalue and are treated together.
+No division by $a_k$, which is 0 for $l = 0$ in the last step.  A policy sees $\xi = (y, M)$, not the clean image; as
+$E[|x - x_0|^2 \mid \xi] = |x - m(\xi)|^2 + \mathrm{const}$, the target is the posterior mean
+$m(\xi) = E[x_0 \mid y, M]$, exact for every mask.  Any clock and either running cost enter through $f$ and $w$ alone.
 """
 
 from __future__ import annotations
@@ -88,7 +90,15 @@ class GaussianOptimum:
         return self._scaled(-self.gain[k] / self.cost[k], self._gap(k, x)).reshape(x.shape).to(x.dtype)
 
     def value(self, t: Tensor, x: Tensor) -> Tensor:
-        """V_k, (B,), up to the constant E|x_0 - m|^2 / (2d)."""
+        r"""$V_k$, up to the constant $E|x_0 - m|^2 / (2d)$.
+
+        Args:
+            t: scalar time; the nearest one of the grid counts.
+            x: states (B, C, H, W).
+
+        Returns:
+            (B,) float64.
+        """
         k = self._index(t)
         gap = self._gap(k, x)
         return 0.5 * (gap * self._scaled(1 / self.cost[k], gap)).sum(1) / self.problem.pixels

@@ -1,8 +1,9 @@
 r"""Is method a better than method b on the same images?  Paired tests, and Holm's correction for a family of them.
 
-With differences $d_i = a_i - b_i$ of n images: the mean with its bootstrap interval (`metrics.bootstrap`),
-and a two-sided p-value.  *Sign flips*: if the methods are exchangeable image by image, d has the law of
-$(\pm d_i)$, so
+With differences $d_i = a_i - b_i$ of $n$ images: the mean with its bootstrap interval (`metrics.bootstrap`),
+and a two-sided p-value.
+
+*Sign flips*: if the methods are exchangeable image by image, $d$ has the law of $(\pm d_i)$, so
 
 $$
 p = 2 \Pr_{\epsilon} \Big( \sum_i \epsilon_i d_i \ge \big| \sum_i d_i \big| \Big), \qquad
@@ -10,10 +11,12 @@ p = 2 \Pr_{\epsilon} \Big( \sum_i \epsilon_i d_i \ge \big| \sum_i d_i \big| \Big
 $$
 
 exactly over all $2^n$ signs where those are at most ``flips``, otherwise by drawing, counting the observed one
-(Phipson & Smyth 2010), so that p is never below 2 / (1 + flips); at most 1.  *Wilcoxon* (1945): signed ranks, for
-differences with heavy tails; zeros take part in the ranking (Pratt 1959).  Holm (1979): the sorted
-$p_{(1)} \le ... \le p_{(m)}$ become $\max_{j \le i} \min(1, (m - j + 1) p_{(j)})$, which bounds the
-chance of any false claim in the family.
+(Phipson & Smyth 2010), so that p is never below 2 / (1 + flips); at most 1.
+
+*Wilcoxon* (1945): signed ranks, for differences with heavy tails; zeros take part in the ranking (Pratt 1959).
+
+*Holm* (1979): the sorted $p_{(1)} \le \dots \le p_{(m)}$ become $\max_{j \le i} \min(1, (m - j + 1) p_{(j)})$, which
+bounds the chance of any false claim in the family.
 """
 
 from __future__ import annotations
@@ -115,8 +118,8 @@ def compare(
     """Mean of a - b over the images, its interval and its p-value.
 
     Args:
-        a: one number an image, finite (leave out images of infinite PSNR in both).
-        b: those of the other method, on the same images in the same order.
+        a: one number an image, (n,), finite (leave out images of infinite PSNR in both).
+        b: those of the other method, like ``a``: on the same images in the same order.
         test: ``"sign_flip"`` or ``"wilcoxon"``.
         resamples: of the bootstrap.
         flips: of signs, for ``"sign_flip"``.

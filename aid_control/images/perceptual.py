@@ -1,13 +1,13 @@
 r"""LPIPS (Zhang et al. 2018) over the whole image or a region such as the hole, with the ``lpips`` package's heads.
 
 $$
-d(a, b)(p) = \sum_l \big| w_l \odot (\hat f_l(a) - \hat f_l(b)) \big|^2 (p), \qquad
+d(a, b)(p) = \sum_l \sum_c w_{l,c} \big( \hat f_{l,c}(a) - \hat f_{l,c}(b) \big)^2 (p), \qquad
 \mathrm{LPIPS} = \mathrm{mean}_p\, d(a, b)(p),
 $$
 
-f_l the unit-normalised features of AlexNet's five layers and w_l the published weights (version 0.1).  Over a region
-the mean is that of the map, interpolated to the resolution of the images and weighted.  Without a region it is the
-published number.
+$\hat f_l$ the normalised features of AlexNet's five layers (unit length over the channels $c$ at every position) and
+$w_l \ge 0$ the published weights (version 0.1) of the squares.  Over a region the mean is that of the map, interpolated
+to the resolution of the images and weighted.  Without a region it is the published number.
 """
 
 from __future__ import annotations
@@ -48,15 +48,18 @@ class Lpips(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor, region: Tensor | None = None) -> Tensor:
-        """LPIPS of images (B, 3, H, W) in [-1, 1].
+        """LPIPS of images in [-1, 1].
 
         Args:
-            a: images.
+            a: images (B, 3, H, W).
             b: images of the same shape.
             region: weights (B, 1, H, W); ``None`` is the whole image, by the layers' own means.
 
         Returns:
             (B,); NaN where the region is empty.
+
+        Raises:
+            InputError: for unequal shapes, or images that have not three channels.
         """
         if a.shape != b.shape or a.dim() != 4 or a.shape[1] != 3:
             raise InputError(f"images of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two equal (B, 3, H, W)")

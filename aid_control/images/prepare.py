@@ -3,15 +3,15 @@ r"""Make a data set: ``python -m aid_control.images.prepare SOURCE DEST.zip reso
 SOURCE is a folder or a zip archive of pictures of any sizes.  DEST.zip has EDM's layout (`archive`): square
 pictures of one size as uncompressed RGB PNG, and their labels.  Options:
 
-``resolution``  side in pixels; default: as they are, all alike.
-``crop``        ``none``: pictures must be square; ``center``: the largest centred square, then resized; ``adm``: as the
-                ADM networks' data were made: halved by 2x2 means while the short side stays at least twice the
-                resolution, then resized bicubically to a short side of the resolution, then cut to the centre.
-``filter``      of ``none`` and ``center``: ``lanczos``; ``box``: block means, for whole factors only; ``auto``: box
-                where the factor is whole, Lanczos elsewhere.
-``labels``      ``json``: from SOURCE's dataset.json; ``folders``: class i is the i-th top-level folder by name;
-                ``none``; ``auto``: the first of these that is there (one folder alone is no class).
-``limit``       at most so many pictures, the first by name.
+- ``resolution``: side in pixels; default: as they are, all alike.
+- ``crop``: ``none``: pictures must be square; ``center``: the largest centred square, then resized; ``adm``: as the
+  ADM networks' data were made: halved by 2x2 means while the short side stays at least twice the resolution, then
+  resized bicubically to a short side of the resolution, then cut to the centre.
+- ``filter``: of ``none`` and ``center``: ``lanczos``; ``box``: block means, for whole factors only; ``auto``: box where
+  the factor is whole, Lanczos elsewhere.
+- ``labels``: ``json``: from SOURCE's dataset.json; ``folders``: class i is the i-th top-level folder by name; ``none``;
+  ``auto``: the first of these that is there (one folder alone is no class).
+- ``limit``: at most so many pictures, the first by name.
 
 Well-known sets.  *FFHQ* is square and unlabelled: ``resolution=64``.  *AFHQv2* is square with cats, dogs and wild
 animals in folders; EDM's networks for it are unconditional: ``resolution=64 labels=none``.  *ImageNet* has a folder a
@@ -53,7 +53,10 @@ def square(image: Image.Image, resolution: int | None, crop: Crop = "none", filt
         image: RGB, of any size.
         resolution: side wanted; ``None`` keeps the size (not for ``adm``).
         crop: ``"none"``, ``"center"`` or ``"adm"``; see the module.
-        filter: ``"auto"``, ``"lanczos"`` or ``"box"``.
+        filter: ``"auto"``, ``"lanczos"`` or ``"box"``; ``adm`` has its own.
+
+    Returns:
+        Square, of side ``resolution`` where that is given.
 
     Raises:
         InputError: if it is not square and is not to be cropped, or the box filter does not fit.
@@ -122,6 +125,16 @@ def prepare(
 ) -> dict[str, int]:
     """Write ``dest`` from ``source``; for the options see the module.
 
+    Args:
+        source: folder or zip archive of pictures.
+        dest: the archive to write, ending in ``.zip``; must not exist.
+        resolution: side in pixels, 1 to 8192; ``None`` = as they are.
+        crop: ``"none"``, ``"center"`` or ``"adm"``.
+        filter: ``"auto"``, ``"lanczos"`` or ``"box"``.
+        labels: ``"auto"``, ``"json"``, ``"folders"`` or ``"none"``.
+        limit: most pictures; ``None`` = all.
+        progress: show a bar.
+
     Returns:
         ``images`` written, ``enlarged`` of them, and ``classes`` (0 = unlabelled, or labelled by vectors).
 
@@ -171,7 +184,14 @@ def _number(text: str, option: str) -> int | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; returns its exit code."""
+    """The program.
+
+    Args:
+        arguments: of the command line, by default those of the process.
+
+    Returns:
+        The exit code: 0 = done, 2 = unusable input, 130 = interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or {"-h", "--help"} & set(arguments):
         print((__doc__ or "").strip())

@@ -26,7 +26,14 @@ __all__ = ["proxy_targets"]
 def proxy_targets(
     problem: ControlProblem, policy: GaussianPolicy, value: Shifted, trajectory: Trajectory
 ) -> Iterator[Tensor]:
-    """Targets w_k (B, ...), one a step; the trajectory's target is the clean image, its probes D."""
+    """Yield targets w_k (B, ...), one a step; an estimator for `trainer.ActorCritic`.
+
+    Args:
+        problem: ignored.
+        policy: ignored.
+        value: ignored: there is no critic in it.
+        trajectory: its target is the clean image x_0 (or a `terminal.Goal` with it), its probes D.
+    """
     target = trajectory.target
     image = target.image if isinstance(target, Goal) else target
     for k, _, _ in trajectory.steps():

@@ -5,7 +5,7 @@ or fetched by this package: ``page`` tells where to obtain a file, ``folder`` in
 it lies.
 
 EDM's networks (Karras et al. 2022) are listed one by one.  EDM2's (Karras et al. 2024) are reconstructions of an
-exponential average after training, many a network, and their names say all that matters::
+exponential average after training, many a network, and their names say all that matters:
 
     edm2-{img512|img64}-{size}[-uncond]-{thousands of images seen}-{width of the average}
 
@@ -194,6 +194,9 @@ def published(name: str) -> Published:
 
     Args:
         name: with or without ``.pkl``.
+
+    Returns:
+        Its architecture, size and origin.
 
     Raises:
         InputError: for a name that is none of these networks.

@@ -1,7 +1,8 @@
 r"""The Haar pyramid: orthogonal bands of an image, cheap stand-ins for the eigenspaces of natural images.
 
-P_j replaces every block of 2^j x 2^j pixels by its mean.  These projections are nested, so the bands
-(P_j - P_{j+1}) x are mutually orthogonal and add up to x.  On a Gaussian image model that is diagonal in them,
+$P_j$ replaces every block of $2^j \times 2^j$ pixels by its mean; $P_0$ is the identity, and after the last of them
+comes 0.  These projections are nested, so the bands $(P_j - P_{j+1}) x$ are mutually orthogonal and add up to $x$.
+On a Gaussian image model that is diagonal in them,
 optimal guidance is diagonal too, with one gain a band and noise level.
 """
 
@@ -28,12 +29,15 @@ def _means(x: Tensor, bands: int) -> list[Tensor]:
 
 
 def combine(x: Tensor, gains: Tensor, smooth: bool = False) -> Tensor:
-    """Sum of bands with gains, sum_j g_j (P_j - P_{j+1}) x.
+    r"""Sum of bands with gains, $\sum_j g_j (P_j - P_{j+1})\, x$.
 
     Args:
         x: (B, C, H, W).
         gains: (bands,), finest first; the last one is for the coarsest mean.
         smooth: interpolate linearly between block means (no longer orthogonal, but without visible blocks).
+
+    Returns:
+        (B, C, H, W).
     """
     bands = len(gains)
     mode = "bilinear" if smooth else "nearest"
@@ -48,7 +52,15 @@ def combine(x: Tensor, gains: Tensor, smooth: bool = False) -> Tensor:
 
 
 def band_energies(x: Tensor, bands: int = BANDS) -> Tensor:
-    """Squared norms of the bands, (B, bands); they add up to |x|^2."""
+    """Squared norms of the bands; they add up to $|x|^2$.
+
+    Args:
+        x: (B, C, H, W); H and W are multiples of 2^(bands - 1).
+        bands: how many.
+
+    Returns:
+        (B, bands), finest first.
+    """
     norms = [x.square().flatten(1).sum(1)]
     for j, mean in enumerate(_means(x, bands), start=1):
         norms.append(mean.square().flatten(1).sum(1) * 4**j)
@@ -72,7 +84,14 @@ class LevelTable(nn.Module):
         self.values = nn.Parameter(torch.zeros(knots, outputs))
 
     def forward(self, sigma: Tensor | float) -> Tensor:
-        """Values (outputs,) at a scalar sigma."""
+        """The functions' values; all start at zero.
+
+        Args:
+            sigma: one noise level, a scalar; 0 counts as the first knot.
+
+        Returns:
+            (outputs,).
+        """
         s = math.log(max(float(sigma), 1e-12))
         place = min(max((s - self.low) / (self.high - self.low), 0.0), 1.0) * (self.knots - 1)
         i = min(int(place), self.knots - 2)

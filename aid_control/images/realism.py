@@ -1,17 +1,20 @@
 r"""FID and KID: the distance between two *sets* of images, by the features of the standard Inception network.
 
-With features f (N, D), D = 2048, mean $\mu$ and covariance $\Sigma$ (divisor N - 1) of each set,
+With features $f$ (N, D), $D = 2048$, mean $\mu$ and covariance $\Sigma$ (divisor $N - 1$) of each set,
 
 $$
-\mathrm{FID} = |\mu_a - \mu_b|^2 + \mathrm{tr}\big(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2}\big), \qquad
-\mathrm{KID} = \frac{\sum_{i \ne j} k(a_i, a_j) + \sum_{i \ne j} k(b_i, b_j)}{m (m - 1)}
+\begin{aligned}
+\mathrm{FID} &= |\mu_a - \mu_b|^2 + \mathrm{tr}\big(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2}\big), \\
+\mathrm{KID} &= \frac{\sum_{i \ne j} k(a_i, a_j) + \sum_{i \ne j} k(b_i, b_j)}{m (m - 1)}
 - \frac{2}{m^2} \sum_{i, j} k(a_i, b_j), \quad k(x, y) = (x \cdot y / D + 1)^3
+\end{aligned}
 $$
 
 (Heusel et al. 2017, equation 6; Binkowski et al. 2018, section 4), computed by ``torchmetrics`` in float64.
 
-*How many images.*  KID is unbiased for any number.  FID is biased upwards, by about a constant over N that depends on
-the sets, so compare only values of equal N; with N <= D a covariance of rank at most N - 1 stands for one of rank D.
+*How many images.*  KID is unbiased for any number.  FID is biased upwards, by about a constant over $N$ that depends on
+the sets, so compare only values of equal $N$; with $N \le D$ a covariance of rank at most $N - 1$ stands for one of
+rank $D$.
 `fid` returns the number and warns, `rank_deficient` is the flag for reports.  Published values use 50,000.
 
 *Resizing.*  The network sees 299 x 299.  As in TensorFlow 1 (the original FID, torch-fidelity and EDM's ``fid.py``),

@@ -1,6 +1,6 @@
 r"""Unguided samplers of Karras et al. (2022): deterministic and churned Heun, and the general solver of section 3.
 
-The probability-flow ODE in the noise level is dx/dsigma = (x - D(x; sigma)) / sigma.  `edm_sampler`
+The probability-flow ODE in the noise level is $dx/d\sigma = (x - D(x; \sigma)) / \sigma$.  `edm_sampler`
 solves it (algorithm 2 of the paper); `ablation_sampler` solves
 
 $$
@@ -8,7 +8,7 @@ $$
 - \frac{\dot\sigma s}{\sigma} D\Big(\frac{x}{s}; \sigma\Big)
 $$
 
-for the schedules sigma(t) and scalings s(t) of VP, VE, iDDPM and EDM (algorithm 1).  Both are pure functions
+for the schedules $\sigma(t)$ and scalings $s(t)$ of VP, VE, iDDPM and EDM (algorithm 1).  Both are pure functions
 of the starting latents and, where there is churn, of the given noise.
 """
 
@@ -63,10 +63,13 @@ def edm_sampler(
         S_min: lowest noise level that churns.
         S_max: highest.
         S_noise: inflation of the added noise.
-        noise: standard normal noise for the churn, (num_steps, B, C, H, W) or a function (i, x).
+        noise: standard normal noise for the churn, (num_steps, B, C, H, W) or a function (i, x) -> like x.
 
     Returns:
         Samples (B, C, H, W) in float64.
+
+    Raises:
+        ValueError: for fewer than one step, or churn without noise.
     """
     clock = within(net.sigma_min, net.sigma_max, sigma_min, sigma_max, rho)
     steps = clock.sigmas(num_steps, rounding=net.round_sigma).to(latents.device)

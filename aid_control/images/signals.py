@@ -1,17 +1,19 @@
 r"""Signals of a few dozen numbers: guidance where every matrix can be full, and the optimum can be reached.
 
-Data N(0, C) with the squared-exponential covariance $C_{ij} = e^{-(i-j)^2 / 2\ell^2}$, masks with one random gap.
+Data are $N(0, C)$ with the squared-exponential covariance $C_{ij} = e^{-(i-j)^2 / 2\ell^2}$, masks with one random gap.
 The networks are those of `guidance` with matrices instead of bands:
 
 $$
-v = G(\sigma)\, \hat m + H(\sigma)\, \frac{x}{\sqrt{1 + \sigma^2}}, \qquad
-V = \frac1{2d\, c(\sigma)} \Big| S(\sigma) \Big( R(\sigma) \frac{x}{\sqrt{1+\sigma^2}} - \hat m \Big) \Big|^2
+\begin{aligned}
+v &= G(\sigma)\, \hat m + H(\sigma)\, \frac{x}{\sqrt{1 + \sigma^2}}, \\
+V &= \frac1{2d\, c(\sigma)} \Big| S(\sigma) \Big( R(\sigma) \frac{x}{\sqrt{1+\sigma^2}} - \hat m \Big) \Big|^2
 + e(\sigma),
+\end{aligned}
 $$
 
-with tables over the noise level; at the start G = H = e = 0 and R = S = I, which with
+with tables over the noise level; at the start $G = H = e = 0$ and $R = S = I$, which with
 $c = 1 + (1 + \tfrac12 \log[\sigma^2 (1 + \sigma_{min}^2) / (\sigma_{min}^2 (1 + \sigma^2))]) / \beta$ is the
-optimal value for white data (see `guidance`).  At sigma = 0 the critic is $|x - \hat m|^2/(2d)$.  The guess
+optimal value for white data (see `guidance`).  At $\sigma = 0$ the critic is $|x - \hat m|^2/(2d)$.  The guess
 $\hat m(y, M)$ is a perceptron, learned by the critic's terminal condition.
 """
 
@@ -44,7 +46,16 @@ def squared_exponential(n: int = 32, length: float = 4.0, floor: float = 1e-4) -
 
 
 def gap_masks(batch: int, n: int, *key: int) -> Tensor:
-    """Masks (batch, 1, 1, n) with one gap of n/4 to 3n/4 zeros anywhere; a function of the key."""
+    """Masks with one gap of n/4 to 3n/4 zeros: every length equally likely, and every place for it.
+
+    Args:
+        batch: how many.
+        n: numbers in a signal.
+        *key: integers that fix the draw.
+
+    Returns:
+        (batch, 1, 1, n) float32, 1 = known.
+    """
     rng = generator(*key)
     width = torch.randint(n // 4, 3 * n // 4 + 1, (batch,), generator=rng)
     start = (torch.rand(batch, generator=rng) * (n - width + 1)).long()
@@ -84,10 +95,27 @@ class MatrixGuidance(nn.Module):
 
     @torch.no_grad()
     def observe(self, y: Tensor, mask: Tensor, class_labels: Tensor | None = None) -> Observation:
-        """The observation with the guess filled in (no gradients)."""
+        """The observation with the guess filled in (no gradients).
+
+        Args:
+            y: observed signals (B, 1, 1, n).
+            mask: (B, 1, 1, n), 1 = known.
+            class_labels: one-hot (B, n) or ``None``; passed on.
+        """
         return Observation(y, mask, self.encoder(y, mask), class_labels)
 
     def forward(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor | None = None) -> Tensor:
+        """v of the module's formula.
+
+        Args:
+            t: scalar time.
+            x: states (B, 1, 1, n).
+            context: the observation; without a guess it is made here, without gradients to the encoder.
+            probe: D, like ``x``; ignored: it is a linear function of x here.
+
+        Returns:
+            v, (B, 1, 1, n).
+        """
         sigma = float(self.clock.sigma(t))
         guess = context.guess if context.guess is not None else self.encoder(context.y, context.mask).detach()
         g, h = self.table(sigma).reshape(2, self.n, self.n)
@@ -112,6 +140,17 @@ class MatrixCritic(nn.Module):
         self.table = LevelTable(2 * n * n + 1, clock.sigma_min, clock.sigma_max, knots)
 
     def forward(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor | None = None) -> Tensor:
+        """V of the module's formula.
+
+        Args:
+            t: scalar time.
+            x: states (B, 1, 1, n).
+            context: the observation; without a guess it is made here, with gradients to the encoder.
+            probe: D, like ``x``; ignored.
+
+        Returns:
+            (B,).
+        """
         sigma = float(self.clock.sigma(t))
         guess = context.guess if context.guess is not None else self.encoder(context.y, context.mask)
         if sigma <= 0:

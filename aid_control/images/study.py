@@ -1,18 +1,20 @@
 r"""Does a trainer find the optimal guidance?  Image models whose optimum or posterior is known, and one examination.
 
-A `Study` is a guidance problem on an exact backbone together with unlimited samples (x0, M) of it, so that
+A `Study` is a guidance problem on an exact backbone together with unlimited samples $(x_0, M)$ of it, so that
 nothing but the trainer stands between the learned policy and the optimum.  An `Examination` fixes test images,
 masks and starting noises and gives
 
 $$
-\text{captured} = \frac{J(0) - J(u_\phi)}{J(0) - J^*}, \qquad
-\text{error}^2 = \frac{E \sum_k w_k |u_\phi - u^*|^2(t_k, X_k)}{E \sum_k w_k |u^*|^2(t_k, X_k)}
+\begin{aligned}
+\text{captured} &= \frac{J(0) - J(u_\phi)}{J(0) - J^*}, \\
+\text{error}^2 &= \frac{E \sum_k w_k |u_\phi - u^*|^2(t_k, X_k)}{E \sum_k w_k |u^*|^2(t_k, X_k)}
 \quad \text{along the learned path,}
+\end{aligned}
 $$
 
-J with the exact target m(xi) = E[x0 | xi], which differs from the cost with x0 by a constant.  J* is exact for Gaussian
-images (`optimum`); for mixtures it is the best that L-BFGS finds for every image
-(`methods.optimal_control`), and there is no u* along other paths.
+$J$ with the exact target $m(\xi) = E[x_0 \mid \xi]$, which differs from the cost with $x_0$ by a constant.  $J^*$ is
+exact for Gaussian images (`optimum`); for mixtures it is the best that L-BFGS finds for every image
+(`methods.optimal_control`), and there is no $u^*$ along other paths.
 """
 
 from __future__ import annotations
@@ -83,11 +85,19 @@ class Study:
 
     @property
     def grid(self) -> Tensor:
-        """Times of the sampler."""
+        """Times of the sampler, (steps + 1,) float64."""
         return levels_of(self.problem, self.steps)
 
     def draw(self, count: int, *key: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean images, masks and unit noise of a batch; a function of the key."""
+        """One batch, a function of its key.
+
+        Args:
+            count: number of images.
+            *key: integers that fix the draw.
+
+        Returns:
+            Clean images (count, C, H, W), masks (count, 1, H, W), and unit noise like the images.
+        """
         net, rng = self.backbone, generator(*key)
         component = torch.multinomial(net.log_weights.double().softmax(0), count, True, generator=rng)
         z = torch.randn(count, net.rank, generator=rng)
@@ -100,7 +110,13 @@ class Study:
 
 
 def signals(n: int = 32, beta: float = 1.0, steps: int = 40) -> Study:
-    """Signals of n numbers (`signals`)."""
+    """Signals of n numbers, with matrices for networks (module `signals`).
+
+    Args:
+        n: numbers in a signal.
+        beta: weight of the control cost.
+        steps: Euler steps.
+    """
     problem = GuidanceProblem(squared_exponential(n), KarrasClock(), beta=beta)
 
     def networks() -> tuple[nn.Module, nn.Module]:
@@ -111,7 +127,14 @@ def signals(n: int = 32, beta: float = 1.0, steps: int = 40) -> Study:
 
 
 def faces(backbone: MixtureBackbone, beta: float = 1.0, steps: int = 18, mask: str = "mixed") -> Study:
-    """Square images of an exact backbone, with AID's own module and critic."""
+    """Square images of an exact backbone, with AID's own module and critic.
+
+    Args:
+        backbone: Gaussian or mixture of square images.
+        beta: weight of the control cost.
+        steps: Euler steps.
+        mask: kind of the masks, see `masks.make_mask`.
+    """
     problem, side = GuidanceProblem(backbone, KarrasClock(), beta=beta), backbone.img_resolution
     bands, coarse = (BANDS, 4) if side % 32 == 0 else (int(math.log2(side & -side)) + 1, 1)
 
@@ -166,19 +189,37 @@ class Examination:
             self.best, self.optimal = None, optimal
 
     def run(self, actor: Any, context: Observation | None = None) -> Any:
-        """The test trajectories under a policy's mean."""
+        """The test trajectories under a policy's mean, as `rollout.Trajectory` with the exact target.
+
+        Args:
+            actor: (t, x, context, probe) -> v; without a context also `observe`.
+            context: what it sees of the test images; default what it makes of them.
+        """
         if context is None:
             context = actor.observe(self.y, self.mask)
         with torch.no_grad():
             return rollout(self.problem, GaussianPolicy(actor), self.x, self.grid, context, self.target)
 
     def hole_psnr(self, images: Tensor, reference: Tensor | None = None) -> float:
-        """Mean PSNR over the holes, against the clean images unless another reference is given."""
+        """Mean PSNR over the holes in dB.
+
+        Args:
+            images: fillings (count, C, H, W).
+            reference: like ``images``; default the clean images.
+        """
         peak = psnr(images, self.x0 if reference is None else reference, 1 - self.mask)
         return float(peak.mean())
 
     def judge(self, actor: Any) -> dict[str, float]:
-        """``captured``, ``error`` (NaN without a closed form), ``psnr`` and ``psnr_to_mean`` in dB."""
+        """How good a policy is; one run over the test images.
+
+        Args:
+            actor: as `run`, with `observe`.
+
+        Returns:
+            ``captured``, ``error`` (NaN without a closed form), and hole PSNRs in dB: ``psnr`` to the clean images,
+                ``psnr_to_mean`` to m(xi).
+        """
         path = self.run(actor)
         error = math.nan
         if self.optimum is not None:
@@ -197,7 +238,11 @@ class Examination:
         }
 
     def guess_error(self, actor: Any) -> float:
-        """E|m_hat - m|^2 / E|X_K - m|^2, X_K the end of the unguided flow: what no later training can win back."""
+        r"""What no later training can win back: $E|\hat m - m|^2 / E|X_K - m|^2$, $X_K$ the end of the unguided flow.
+
+        Args:
+            actor: has the ``encoder`` that guesses m, (y, mask) -> like y.
+        """
         with torch.no_grad():
             wrong = (actor.encoder(self.y, self.mask) - self.target).square().mean()
         return float(wrong / (self.flow.states[-1] - self.target).square().mean())
@@ -247,7 +292,22 @@ def fit_guess(
     study: Study, actor: Any, critic: nn.Module, iterations: int, batch: int, lr: float, seed: int = 1,
     minutes: float = math.inf, tick: Callable[[], Any] = lambda: None,
 ) -> float:  # fmt: skip
-    """Phase 1, shared by all trainers: the critic's terminal condition; returns the seconds it took."""
+    """Phase 1, shared by all trainers: the critic's terminal condition; afterwards the actor holds averaged weights.
+
+    Args:
+        study: the study.
+        actor: shares its ``encoder`` with the critic.
+        critic: what is fitted.
+        iterations: at most.
+        batch: images an iteration.
+        lr: learning rate at the start; falls linearly to a fiftieth.
+        seed: of the batches.
+        minutes: bound of the time.
+        tick: called after every iteration.
+
+    Returns:
+        The seconds it took.
+    """
     rate = linear(1.0, 0.02, max(iterations, 1))
     scale = study.problem.pixels**-0.5
     trainer = ActorCritic(study.problem, actor, critic, critic_lr=lr, value_scale=scale, ema=0.999, rate=rate)
@@ -276,6 +336,9 @@ def train(
         seed: of batches and exploration.
         looks: how often the examination is held.
         tick: called after every iteration.
+
+    Raises:
+        KeyError: for a name that is not in ``TRAINERS``.
     """
     actor.encoder.requires_grad_(False)
     estimator, mode = TRAINERS[name]

@@ -5,7 +5,7 @@ $$
 + w_p\, \mathrm{perceptual}(x, x_0),
 $$
 
-a mean over the d pixels and channels, so that its size does not depend on the resolution.  The first term pulls the
+a mean over the $d$ pixels and channels, so that its size does not depend on the resolution.  The first term pulls the
 hole towards the posterior mean (high PSNR, smooth), the second keeps what is known, the third (any differentiable
 distance of images, e.g. LPIPS) towards plausible texture.  With weights 1, 1, 0 it is the plain squared distance, which
 needs no mask.
@@ -37,7 +37,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class TerminalCost:
-    """Psi.
+    """Psi of the module's formula, called as ``cost(x, target)``.
 
     Attributes:
         hole: w_h >= 0.
@@ -67,7 +67,7 @@ class TerminalCost:
         return self.hole == self.known == 1.0 and not self.perceptual
 
     def importance(self, mask: Tensor) -> Tensor:
-        """w_h in the hole, w_k where known, like the mask."""
+        """Weights of the pixels, w_h in the hole and w_k where known: (B, 1, H, W) -> (B, 1, H, W)."""
         return torch.where(mask.bool(), self.known, self.hole).to(mask.dtype)
 
     def __call__(self, x: Tensor, target: Tensor | Goal) -> Tensor:

@@ -2,7 +2,7 @@ r"""What the generic trainer needs to learn guidance: batches of (start, observa
 
 Two phases, one `ActorCritic`:
 
-1. the critic's terminal condition (no backbone calls): the encoder learns m(xi) = E[x0 | y, M];
+1. the critic's terminal condition (no backbone calls): the encoder learns $m(\xi) = E[x_0 \mid y, M]$;
 2. actor-critic on rollouts of the guided flow, the guess held fixed: gains, corrections and the small network.
 """
 
@@ -23,11 +23,14 @@ __all__ = ["InpaintingData", "band_variances"]
 
 
 def band_variances(images: Tensor, bands: int = BANDS) -> Tensor:
-    """Variance a coordinate of each Haar band around the mean image, (bands,).
+    """Variance a coordinate of each Haar band around the mean image, for `guidance.PyramidCritic`.
 
     Args:
         images: (N, C, H, W) in [-1, 1].
         bands: number of bands.
+
+    Returns:
+        (bands,) float32, finest first, at least 1e-6.
     """
     centred = images - images.mean(0, keepdim=True)
     d = images[0].numel()
@@ -52,7 +55,18 @@ class InpaintingData:
         self.images, self.mask_kind, self.seed, self.device = images, mask_kind, seed, device
 
     def clean_and_mask(self, batch: int, iteration: int) -> tuple[Tensor, Tensor]:
-        """Clean images (randomly mirrored) and masks of one iteration."""
+        """Clean images (randomly mirrored) and masks of one iteration.
+
+        Args:
+            batch: number of images.
+            iteration: which batch, from 0.
+
+        Returns:
+            x0, (batch, C, H, W) in [-1, 1], and masks (batch, 1, H, W), 1 = known, on the device.
+
+        Raises:
+            InputError: for an unknown mask kind, or images too small for masks, as `masks.make_mask`.
+        """
         x0 = to_float(self.images[batch_indices(len(self.images), batch, iteration, self.seed)])
         gen = generator(self.seed, 0x3A5C, iteration)
         mirrored = torch.rand(batch, generator=gen) < 0.5
@@ -64,7 +78,15 @@ class InpaintingData:
     def rollout_batch(
         self, problem: GuidanceProblem, guidance: Guidance, batch: int, iteration: int, steps: int
     ) -> Batch:
-        """A batch for `aid_control.trainer.ActorCritic.iterate`."""
+        """A batch for `aid_control.trainer.ActorCritic.iterate`.
+
+        Args:
+            problem: gives the clock and the backbone's rounding of levels.
+            guidance: makes the guess, once an image.
+            batch: number of images.
+            iteration: which batch, from 0.
+            steps: solver steps.
+        """
         x0, mask = self.clean_and_mask(batch, iteration)
         noise = torch.randn(x0.shape, generator=generator(self.seed, 0x5EED, iteration)).to(x0)
         context = guidance.observe(x0 * mask, mask)

@@ -52,13 +52,15 @@ def exported(tree: ast.Module) -> set[str]:
 def raised(node: ast.AST, private: dict[str, ast.AST], seen: frozenset[str] = frozenset()) -> frozenset[str]:
     """Names of the exceptions that the body raises itself or through a private function of its module."""
     found: set[str] = set()
-    caught = {
-        name
-        for handler in ast.walk(node)
-        if isinstance(handler, ast.ExceptHandler) and handler.type is not None
-        for name in re.findall(r"\w+", ast.unparse(handler.type))
-    }
-    for inner in ast.walk(node):
+    if isinstance(node, ast.Try):
+        caught = {n for h in node.handlers if h.type is not None for n in re.findall(r"\w+", ast.unparse(h.type))}
+        inside = frozenset().union(*(raised(n, private, seen) for n in node.body)) - caught
+        rest = [n for part in (node.handlers, node.orelse, node.finalbody) for n in part]
+        return inside.union(*(raised(n, private, seen) for n in rest))
+    for inner in ast.iter_child_nodes(node):
+        if not isinstance(inner, ast.Lambda):  # is called somewhere else, perhaps where its errors are caught
+            found |= raised(inner, private, seen)
+    for inner in [node]:
         if isinstance(inner, ast.Raise) and inner.exc is not None:
             call = inner.exc.func if isinstance(inner.exc, ast.Call) else inner.exc
             name = ast.unparse(call).split(".")[-1]
@@ -67,7 +69,7 @@ def raised(node: ast.AST, private: dict[str, ast.AST], seen: frozenset[str] = fr
         if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name):
             helper = inner.func.id
             if helper in private and helper not in seen:
-                found |= raised(private[helper], private, seen | {helper}) - caught
+                found |= raised(private[helper], private, seen | {helper})
     return frozenset(found - NOT_AN_ERROR)
 
 

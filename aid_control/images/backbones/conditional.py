@@ -1,15 +1,16 @@
-r"""A denoiser that sees what is known of the image: D(x, y, M; s), EDM's preconditioning around a wider U-Net.
+r"""A denoiser that sees what is known of the image, $D(x, y, M; s)$: EDM's preconditioning around a wider U-Net.
 
 $$
-D(x, y, M; s) = c_{skip}(s)\, x + c_{out}(s)\, F\big([\,c_{in}(s)\, x,\; M y,\; M\,];\; c_{noise}(s)\big)
+D(x, y, M; s) = c_{\mathrm{skip}}(s)\, x + c_{\mathrm{out}}(s)\,
+F\big([\,c_{\mathrm{in}}(s)\, x,\; M y,\; M\,];\; c_{\mathrm{noise}}(s)\big)
 $$
 
 with EDM's coefficients (`precond.EDMPrecond`).  Conditioning by concatenation is that of Palette (Saharia et
 al. 2022); the mask as a channel of its own lets one network serve all masks.
 
-*Interface.*  x, M y and M travel as one tensor of 2C + 1 channels (`observed`), so that the network is called
+*Interface.*  $x$, $My$ and $M$ travel as one tensor of $2C + 1$ channels (`observed`), so that the network is called
 like every other `precond.Denoiser` and whatever wraps one (counting, one image at a time) wraps this one too.
-`Given` binds an observation and leaves D(x; s).
+`Given` binds an observation and leaves $D(x; s)$.
 
 *Start.*  `ConditionalDenoiser.from_backbone` takes the weights of a trained unconditional network and puts zeros
 where the new channels enter: it equals that network until it is trained.
@@ -68,8 +69,12 @@ class ConditionalDenoiser(EDMPrecond):
         **kwargs: see `precond.Denoiser`; ``img_channels`` is C, ``shape`` stays (C, H, W).
 
     Attributes:
+        kwargs: the constructor's arguments, as a file stores them.
         backbone: fingerprint of the backbone it started from or is to be compared with; empty = any.
         facts: what is known of its training.
+
+    Raises:
+        ValueError: for an unknown ``model_type``.
     """
 
     def __init__(
@@ -105,6 +110,9 @@ class ConditionalDenoiser(EDMPrecond):
         Args:
             net: trained unconditional (or class-conditional) EDM network.
             kwargs: its constructor's arguments (`network_arguments`).
+
+        Returns:
+            The conditional network, with ``backbone`` set to the fingerprint of ``net``.
 
         Raises:
             InputError: for another preconditioning, or arguments that are not this network's.
@@ -200,8 +208,11 @@ def network_arguments(
         name_or_path: as `registry.load_backbone` takes it.
         path: file of a published network.
 
+    Returns:
+        The keyword arguments, without ``precond``.
+
     Raises:
-        InputError: for a file of another kind of backbone.
+        InputError: for a file that is missing or damaged, or a backbone of another class than ``EDMPrecond``.
     """
     file = Path(path) if path is not None else weights_file(name_or_path, "backbone", "edm-faces64-mini")
     if file.suffix == ".pkl":
@@ -226,7 +237,7 @@ def save_conditional(
         path: target, ``.safetensors``.
         kind: what it was trained for, e.g. ``"palette"``.
         net: gives the arguments, the backbone's fingerprint, the facts and, without ``weights``, the weights.
-        weights: averaged weights.
+        weights: averaged weights, names and shapes as in the state dict of ``net``; ``None`` = those of ``net``.
     """
     save_module(path, kind, net, net.kwargs, weights)
 
@@ -241,6 +252,9 @@ def load_conditional(
         kind: what it must have been trained for.
         example: shipped name that messages suggest.
         device: where to put it.
+
+    Returns:
+        The network in evaluation mode, without gradients to its weights.
 
     Raises:
         InputError: if the file is missing, truncated, or of another kind.

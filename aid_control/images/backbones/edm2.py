@@ -2,12 +2,12 @@ r"""EDM2: the magnitude-preserving U-Net of Karras et al. (2024), its preconditi
 
 $$
 D(x; \sigma) = \frac{s^2}{\sigma^2 + s^2}\, x + \frac{\sigma s}{\sqrt{\sigma^2 + s^2}}\;
-g\, F\Big(\frac{x}{\sqrt{\sigma^2 + s^2}};\ \tfrac14 \log\sigma,\ c\Big), \qquad s = \sigma_{data},
+g\, F\Big(\frac{x}{\sqrt{\sigma^2 + s^2}};\ \tfrac14 \log\sigma,\ c\Big), \qquad s = \sigma_{\mathrm{data}},
 $$
 
-which is EDM's preconditioning (`precond`); F is built of `mp_layers`, sees a constant channel of
-ones in place of biases, and g is a learned gain that starts at 0.  A head u(sigma) estimates the logarithm of
-the loss at each noise level (`edm2_loss`).  Names of parameters are those of the published state dicts.
+which is EDM's preconditioning (`precond`) for a network $g F$ and class $c$; $F$ is built of `mp_layers`, sees a
+constant channel of ones in place of biases, and $g$ is a learned gain that starts at 0.  A head $u(\sigma)$ estimates
+the logarithm of the loss at each noise level (`edm2_loss`).  Parameters are named as in the published state dicts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class EDM2UNet(nn.Module):
-    """The map F(x, c_noise, labels) on images.
+    """The map g F(x, c_noise, labels) on images, with its gain.
 
     Args:
         img_resolution: side of the images, divisible by 2 for each level but one.
@@ -54,7 +54,7 @@ class EDM2UNet(nn.Module):
         **block_kwargs: of `mp_layers.MPBlock`.
 
     Raises:
-        ValueError: for a resolution that cannot be halved often enough.
+        ValueError: for a resolution that cannot be halved often enough, sizes below 1, or what `MPBlock` refuses.
     """
 
     def __init__(
@@ -123,6 +123,16 @@ class EDM2UNet(nn.Module):
         self.out_conv = MPConv(width, img_channels, (3, 3))
 
     def forward(self, x: Tensor, noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The map on a batch.
+
+        Args:
+            x: scaled images (B, img_channels, H, W).
+            noise: c_noise, (B,).
+            class_labels: one-hot (B, label_dim) or (1, label_dim), zeros = the null class; ``None`` mixes in no label.
+
+        Returns:
+            (B, img_channels, H, W), in the precision of ``x``.
+        """
         emb = self.emb_noise(self.emb_fourier(noise))
         if self.emb_label is not None and class_labels is not None:
             # one-hot vectors scaled to unit rms
@@ -153,6 +163,9 @@ class EDM2Precond(EDMPrecond):
         sigma_data: standard deviation of the data.
         logvar_channels: features of the log-variance head.
         **unet_kwargs: of `EDM2UNet`.
+
+    Raises:
+        ValueError: for sizes that `EDM2UNet` refuses.
     """
 
     def __init__(
@@ -175,7 +188,7 @@ class EDM2Precond(EDMPrecond):
         self.logvar_linear = MPConv(logvar_channels, 1)
 
     def logvar(self, sigma: Tensor | float) -> Tensor:
-        """The head u(sigma), (B, 1, 1, 1), for noise levels (B,) or a scalar."""
+        """The head u(sigma): positive noise levels (B,) or a scalar -> (B, 1, 1, 1)."""
         weight = self.logvar_linear.weight
         sigma = torch.as_tensor(sigma, device=weight.device, dtype=weight.dtype).reshape(-1)
         return self.logvar_linear(self.logvar_fourier(sigma.log() / 4)).reshape(-1, 1, 1, 1)
@@ -205,7 +218,7 @@ class EDM2Precond(EDMPrecond):
             x: noisy images (B, C, H, W).
             sigma: positive noise level, a scalar or (B,).
             class_labels: one-hot (B, label_dim) or (label_dim,); ``None`` means the null class.
-            augment_labels: ignored: EDM2 is trained without augmentation.
+            augment_labels: of any shape, ignored: EDM2 is trained without augmentation.
 
         Returns:
             Denoised images like ``x``, in the precision of the weights.
@@ -238,6 +251,9 @@ def edm2_preset(
         img_channels: 4 for latents, 3 for pixels.
         label_dim: number of classes.
         **kwargs: further arguments of `EDM2Precond`, or others in place of the preset's.
+
+    Returns:
+        The denoiser, in training mode.
 
     Raises:
         ValueError: for an unknown name.

@@ -1,13 +1,14 @@
 r"""EDM2's training loss: every noise level weighs the same, by a learned estimate of its difficulty.
 
 $$
-L = E_\sigma\Big[ \frac{w}{e^{u(\sigma)}}\, \frac{\|D(x_0 + \sigma n; \sigma) - x_0\|^2}{d} + u(\sigma) \Big],
-\qquad w = \frac{\sigma^2 + s^2}{(\sigma s)^2}, \quad \log\sigma \sim N(P_{mean}, P_{std}^2)
+L = E\Big[ \frac{w}{e^{u(\sigma)}}\, \frac{|D(x_0 + \sigma n; \sigma) - x_0|^2}{d} + u(\sigma) \Big],
+\qquad w = \frac{\sigma^2 + s^2}{(\sigma s)^2}, \quad
+\log\sigma \sim N(P_{\mathrm{mean}}, P_{\mathrm{std}}^2)
 $$
 
-(Karras et al. 2024, section 2; s = sigma_data; the uncertainties of Kendall et al. 2018).  For a given network the
-best u is the logarithm of the weighted error, so that the first term tends to 1 at every level, and so does the
-share of each level in the gradient.  The head is not needed after training.
+(Karras et al. 2024, section 2; $s = \sigma_{\mathrm{data}}$; the uncertainties of Kendall et al. 2018).  For a given
+network the best $u$ is the logarithm of the weighted error, so that the first term tends to 1 at every level, and so
+does the share of each level in the gradient.  The head is not needed after training.
 """
 
 from __future__ import annotations

@@ -1,24 +1,26 @@
 r"""Fitting mixtures of factor analysers by expectation-maximisation (Ghahramani and Hinton 1996).
 
-*E-step.*  Responsibilities h_{ik} and, in each component, E[z] = m and E[z z'] = M^{-1} + m m' (`exact`).
+*E-step.*  Responsibilities $h_{ik}$ and, in each component, $E[z] = m$ and $E[z z'] = M^{-1} + m m'$ (`exact`).
 
-*M-step.*  With r = x - mu_k and z~ = (z, 1), a regression of the pixels on the factors, for all i at once:
+*M-step.*  With $r = x - \mu_k$ and $\tilde z = (z, 1)$, a regression of the pixels on the factors, for all $i$ at once:
 
 $$
-(W, \Delta\mu) = \Big(\sum h\, r\, E[\tilde z']\Big) \Big(\sum h\, E[\tilde z \tilde z']\Big)^{-1}, \qquad
-\psi = \max\Big(\tfrac{1}{n_k} \sum h\, E[(r - W z - \Delta\mu)^2],\ \text{floor}\Big), \qquad \pi_k = n_k / n,
+\begin{aligned}
+(W, \Delta\mu) &= \Big(\sum h\, r\, E[\tilde z']\Big) \Big(\sum h\, E[\tilde z \tilde z']\Big)^{-1}, \\
+\psi &= \max\Big(\tfrac{1}{n_k} \sum h\, E[(r - W z - \Delta\mu)^2],\ \text{floor}\Big), \qquad \pi_k = n_k / n,
+\end{aligned}
 $$
 
-with $n_k = \sum h$.  Then z is made standard again: its fitted mean and covariance are moved into mu and W
+with $n_k = \sum h$.  Then $z$ is made standard again: its fitted mean and covariance are moved into $\mu$ and $W$
 (parameter expansion, Liu, Rubin and Wu 1998).  The likelihood still never falls, and far fewer steps do.
 
-*Sparse steps.*  In thousands of dimensions responsibilities are nearly 0 or 1.  All K components see all images
-only every ``refresh`` iterations; between, a component sees the images whose h_{ik} was above 1e-6.  That is EM
+*Sparse steps.*  In thousands of dimensions responsibilities are nearly 0 or 1.  All $K$ components see all images
+only every ``refresh`` iterations; between, a component sees the images whose $h_{ik}$ was above $10^{-6}$.  That is EM
 on a lower bound of the likelihood (Neal and Hinton 1998), which touches it at every full step: the likelihoods
 of full steps never fall.
 
-*The floor* of psi keeps constant pixels from infinite density.  A larger one is a statement about the residual
-u: the model takes it as independent between pixels, real residuals are not, and inpainting then trusts thousands
+*The floor* of $\psi$ keeps constant pixels from infinite density.  A larger one is a statement about the residual
+$u$: the model takes it as independent between pixels, real residuals are not, and inpainting then trusts thousands
 of agreeing neighbours too much.  Rank, components and floor are to be chosen by held-out numbers.
 """
 
@@ -62,6 +64,9 @@ class EMSettings:
         batch: images a piece.
         patience: full steps without a better held-out likelihood before stopping.
         seed: of the initialisation; a fit is a function of images, settings and threads.
+
+    Raises:
+        InputError: for counts that are not whole or too small, a floor that is not positive, or an unknown ``init``.
     """
 
     components: int = 2
@@ -97,7 +102,7 @@ def k_means(points: Tensor, k: int, rng: torch.Generator, iterations: int = 25) 
         iterations: at most.
 
     Returns:
-        Labels (n,).
+        Labels (n,) int64, from 0.
     """
     centres = points[torch.randint(len(points), (1,), generator=rng)]
     for _ in range(1, k):
@@ -274,7 +279,7 @@ def fit_mixture(
         progress: show a bar.
 
     Returns:
-        The fit.
+        The model (with ``validation`` the best on it, else the last) and its history.
 
     Raises:
         InputError: for images of another kind, or fewer of them than components.

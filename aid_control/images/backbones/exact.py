@@ -1,30 +1,28 @@
 r"""Backbones whose denoiser, likelihood and posteriors are known exactly: mixtures of factor analysers.
 
-Images $x_0 \in R^d$ come from component k with probability $\pi_k$, and then
+Images $x_0 \in \mathbb R^d$ come from component $k$ with probability $\pi_k$, and then
 
 $$
 x_0 = \mu_k + W_k z + u, \qquad z \sim N(0, I_r), \quad u \sim N(0, \Psi_k), \quad \Psi_k \text{ diagonal} > 0 .
 $$
 
-Everything asked of them is one question: what are z and u, when some pixels are seen through noise of level s?
-Let $g = \psi/(\psi + s^2)$ at a seen pixel and 0 at an unseen one, $P = diag(g/\psi)$ the precision
-of what is seen, and $M = I + W' P W$ (r x r; Woodbury).  Then, in every component,
+Everything asked of them is one question: what are $z$ and $u$, when some pixels are seen through noise of level $s$?
+Let $g = \psi/(\psi + s^2)$ at a seen pixel and 0 at an unseen one, $P = \mathrm{diag}(g/\psi)$ the precision
+of what is seen, and $M = I + W' P W$ ($r \times r$; Woodbury).  Then, in every component,
 
 $$
-z | x \sim N(m, M^{-1}), \quad m = M^{-1} W' P (x - \mu), \quad e = x - \mu - W m, \qquad
-u | x, z \sim N\big(g (x - \mu - W z),\ \psi (1 - g)\big),
+\begin{aligned}
+z \mid x &\sim N(m, M^{-1}), \qquad m = M^{-1} W' P (x - \mu), \qquad e = x - \mu - W m, \\
+u \mid x, z &\sim N\big(g (x - \mu - W z),\ \psi (1 - g)\big), \qquad E[x_0 \mid x, k] = \mu + W m + g e, \\
+-2 \log p(x \mid k) &= \log|M| + \sum_{\mathrm{seen}} \log(2\pi\psi/g) + e' P e + m' m .
+\end{aligned}
 $$
 
-$$
-E[x_0 | x, k] = \mu + W m + g e, \qquad
--2 \log p(x | k) = \log|M| + \sum_{seen} \log(2\pi\psi/g) + e' P e + m' m .
-$$
+The last form has no cancellation, and errors of $m$ enter it squared only.  Responsibilities are the softmax of
+$\log \pi_k + \log p(x \mid k)$; means are their averages.  All pixels seen, $s > 0$: the denoiser $D(x; s)$;
+seen where a mask says so, $s = 0$: inpainting, with the known pixels as exact observations of the image model.
 
-The last form has no cancellation, and errors of m enter it squared only.  Responsibilities are the softmax of
-$\log \pi_k + \log p(x | k)$; means are their averages.  All pixels seen, s > 0: the denoiser D(x; s);
-seen where a mask says so, s = 0: inpainting, with the known pixels as exact observations of the image model.
-
-*Accuracy.*  M, its inverse and every log-density are float64.  The denoiser's projections W'(..) are in the
+*Accuracy.*  $M$, its inverse and every log-density are float64.  The denoiser's projections $W'(\cdot)$ are in the
 precision of the weights: on the shipped faces float32 stays within 5e-6 of float64, at any level.  Likelihoods
 and posteriors project in float64: float32 errors would be magnified in the directions a mask leaves open.
 """
@@ -49,12 +47,12 @@ BLOCK = 1 << 23  # numbers (images x components x pixels) treated at once
 
 
 class Small(NamedTuple):
-    """The r x r part of one component for one precision, in float64.
+    r"""The r x r part of one component for one precision, in float64.
 
     Attributes:
-        root: inverse of the Cholesky factor of M: M^{-1} = root' root.
-        inverse: M^{-1}.
-        log_norm: minus half of log|M| + sum over seen pixels of log(2 pi / precision), a scalar.
+        root: (r, r), the inverse of the Cholesky factor of $M$: $R$ with $M^{-1} = R' R$.
+        inverse: $M^{-1}$, (r, r).
+        log_norm: a scalar, $-\tfrac12 \big(\log|M| + \sum_{\mathrm{seen}} \log(2\pi/p)\big)$ with the precisions $p$.
     """
 
     root: Tensor
@@ -68,6 +66,9 @@ def small(factor: Tensor, precision: Tensor) -> Small:
     Args:
         factor: W', (r, d).
         precision: diagonal of P, (d,); 0 = unseen.
+
+    Returns:
+        Its root, inverse and normalisation, in float64.
     """
     w, p = factor.double(), precision.double()
     eye = torch.eye(len(w), dtype=w.dtype, device=w.device)
@@ -79,7 +80,14 @@ def small(factor: Tensor, precision: Tensor) -> Small:
 
 
 class Inferred(NamedTuple):
-    """One component's posterior of n images: m (n, r) float64, W m (n, d), e (n, d), log p(x | k) (n,) float64."""
+    """One component's posterior of n images, as in the module.
+
+    Attributes:
+        z: m, (n, r) float64.
+        fitted: W m, (n, d).
+        residual: e, (n, d).
+        log: log p(x | k), (n,) float64.
+    """
 
     z: Tensor
     fitted: Tensor
@@ -96,6 +104,9 @@ def infer(x: Tensor, mean: Tensor, factor: Tensor, precision: Tensor, s: Small) 
         factor: W', (r, d).
         precision: diagonal of P, (d,).
         s: its `small`.
+
+    Returns:
+        m, W m, e and log p(x | k) of every row.
     """
     centred = x - mean
     z = ((centred * precision) @ factor.T).double() @ s.inverse
@@ -134,6 +145,9 @@ class ExactBackbone(Denoiser):
         mean: (K, d).
         factor: W', (K, r, d).
         noise: psi, (K, d).
+
+    Raises:
+        ValueError: for a shape that is not (C, H, W), no component, or a negative rank.
     """
 
     def __init__(self, shape: Sequence[int], components: int, rank: int) -> None:
@@ -166,7 +180,7 @@ class ExactBackbone(Denoiser):
         return {"shape": list(self.shape), "components": self.components, "rank": self.rank}
 
     def compact(self) -> dict[str, Tensor]:
-        """The state dict with float16 images (means, factors, noise): what files hold."""
+        """The state dict with float16 images (means, factors, noise), shapes as they are: what files hold."""
         return {k: v if k == "log_weights" else v.half() for k, v in self.state_dict().items()}
 
     @torch.no_grad()
@@ -295,8 +309,8 @@ class ExactBackbone(Denoiser):
         Args:
             x: noisy images (B, C, H, W).
             sigma: noise level, a scalar or (B,); 0 or more.
-            class_labels: ignored: there are no classes.
-            augment_labels: ignored.
+            class_labels: of any shape, ignored: there are no classes.
+            augment_labels: of any shape, ignored.
 
         Returns:
             Denoised images like ``x``, in the precision of the weights.

@@ -1,8 +1,9 @@
-r"""Gaussian images N(mu, C), C = W W' + diag(psi): the mixture of one component, with its spectrum.
+r"""Gaussian images: the mixture of one component, with its spectrum.
 
-With the eigen-decomposition $C = U diag(l) U'$ the denoiser
-$D(x; s) = \mu + U diag(l/(l + s^2)) U' (x - \mu)$ is affine, and control of its flow with quadratic costs is
-a linear-quadratic problem, one scalar problem an eigenvector.
+Images are $N(\mu, C)$ with $C = W W' + \mathrm{diag}(\psi)$.  With the eigen-decomposition
+$C = U\, \mathrm{diag}(l)\, U'$ the denoiser
+$D(x; s) = \mu + U\, \mathrm{diag}(l/(l + s^2))\, U' (x - \mu)$ is affine, and control of its flow with quadratic costs
+is a linear-quadratic problem, one scalar problem an eigenvector.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ DENSE = 3000  # pixels up to which d x d matrices are made
 
 
 class GaussianBackbone(MixtureBackbone):
-    """N(mu, W W' + diag(psi)).
+    r"""$N(\mu, W W' + \mathrm{diag}(\psi))$ behind the interface of a denoiser.
 
     Args:
         shape: (C, H, W) of an image; a signal of n numbers is (1, 1, n).
         rank: r, columns of W; 0 leaves a diagonal covariance.
+
+    Raises:
+        ValueError: for a shape that is not (C, H, W), or a negative rank.
     """
 
     def __init__(self, shape: Sequence[int], rank: int) -> None:
@@ -46,7 +50,7 @@ class GaussianBackbone(MixtureBackbone):
         floor: float = 1e-6,
         dtype: torch.dtype = torch.float32,
     ) -> GaussianBackbone:
-        """A small dense Gaussian: psi is the smallest eigenvalue l_d, W = U (l - l_d)^{1/2}.
+        r"""A small dense Gaussian: $\psi$ is the smallest eigenvalue $l_d$, $W = U (l - l_d)^{1/2}$.
 
         Args:
             mean: (C, H, W), or (d,) with ``shape``, or (d,) for a signal.
@@ -94,8 +98,11 @@ class GaussianBackbone(MixtureBackbone):
             rank: r; psi is the mean variance of what the r leading directions leave.
             seed: of the randomised decomposition.
 
+        Returns:
+            The backbone of images like ``samples``.
+
         Raises:
-            InputError: for too few samples.
+            InputError: for a rank below 1, or not below the number of samples and of pixels.
         """
         n, d = len(samples), samples[0].numel()
         if not 0 < rank < min(n, d):
@@ -120,6 +127,9 @@ class GaussianBackbone(MixtureBackbone):
         Args:
             mixture: of square images.
             side: divides the mixture's resolution.
+
+        Returns:
+            The backbone of (C, side, side) images.
 
         Raises:
             InputError: for another side.

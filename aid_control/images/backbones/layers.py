@@ -1,11 +1,10 @@
 r"""Building blocks of the EDM U-Nets (Karras et al. 2022, appendix F; Song et al. 2021; Dhariwal & Nichol 2021).
 
-A residual block maps features ``x`` and a conditioning vector ``e`` to
+A residual block maps features $x$ and a conditioning vector $e$ to
 
 $$
 h = \mathrm{conv}_0(\mathrm{silu}(\mathrm{gn}_0(x))), \qquad
-h = \mathrm{conv}_1(\mathrm{silu}(\mathrm{modulate}(\mathrm{gn}_1(h), e))), \qquad
-\mathrm{out} = c\,(h + \mathrm{skip}(x)),
+\mathrm{out} = c\,\big(\mathrm{conv}_1(\mathrm{silu}(\mathrm{modulate}(\mathrm{gn}_1(h), e))) + \mathrm{skip}(x)\big),
 $$
 
 optionally followed by self-attention with the same scaled residual form.  Parameter names are those of
@@ -42,7 +41,7 @@ class Init:
 
 
 class Linear(nn.Module):
-    """Affine map (B, in) -> (B, out)."""
+    """Affine map (B, in_features) -> (B, out_features); ``init`` is `Init` by default."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, init: Init | None = None) -> None:
         super().__init__()
@@ -53,6 +52,7 @@ class Linear(nn.Module):
         self.bias = init((out_features,), *fans, gain=init.bias) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_features) -> (B, out_features)."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -69,6 +69,9 @@ class Conv2d(nn.Module):
         fused_resample: when down-sampling, convolve first and filter after (NCSN++'s residual encoder);
             when up-sampling, share the padding between the two.
         init: weight initialiser.
+
+    Raises:
+        ValueError: if ``up`` and ``down`` are both set.
     """
 
     resample_filter: Tensor | None
@@ -108,6 +111,7 @@ class Conv2d(nn.Module):
         return F.conv2d(x, taps, stride=2, padding=padding, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H', W'), twice (up), half (down) or the same size."""
         w_pad = 0 if self.weight is None else self.weight.shape[-1] // 2
         f_pad = 0 if self.resample_filter is None else (self.resample_filter.shape[-1] - 1) // 2
         if self.fused_resample and self.weight is not None and (self.up or self.down):
@@ -125,7 +129,14 @@ class Conv2d(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with at least ``min_channels`` channels a group and at most ``groups`` groups."""
+    """Group normalisation with an affine map a channel.
+
+    Args:
+        channels: channels of the input, a multiple of the number of groups.
+        groups: at most so many groups.
+        min_channels: at least so many channels a group.
+        eps: added to the variance.
+    """
 
     def __init__(self, channels: int, groups: int = 32, min_channels: int = 4, eps: float = 1e-5) -> None:
         super().__init__()
@@ -134,17 +145,25 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, channels, H, W)."""
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
 
 class PositionalEmbedding(nn.Module):
-    """Cosines and sines of ``x`` at geometrically spaced frequencies: (B,) -> (B, channels)."""
+    """Cosines, then sines, of ``x`` at geometrically spaced frequencies: (B,) -> (B, channels).
+
+    Args:
+        channels: features, an even number.
+        max_positions: the frequencies fall from 1 to 1 / ``max_positions``.
+        endpoint: whether the last frequency is that end, or would be the next.
+    """
 
     def __init__(self, channels: int, max_positions: int = 10000, endpoint: bool = False) -> None:
         super().__init__()
         self.channels, self.max_positions, self.endpoint = channels, max_positions, endpoint
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,) -> (B, channels)."""
         half = self.channels // 2
         exponent = torch.arange(half, dtype=torch.float32, device=x.device) / (half - int(self.endpoint))
         freqs = (1 / self.max_positions) ** exponent
@@ -153,7 +172,12 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """Cosines and sines of ``x`` at fixed random frequencies: (B,) -> (B, channels)."""
+    """Cosines, then sines, of 2 pi f x at fixed random frequencies f: (B,) -> (B, channels).
+
+    Args:
+        channels: features, an even number.
+        scale: standard deviation of the frequencies.
+    """
 
     freqs: Tensor
 
@@ -162,6 +186,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,) -> (B, channels)."""
         angle = torch.outer(x, (2 * math.pi * self.freqs).to(x.dtype))
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
@@ -231,6 +256,7 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(out_channels, out_channels, 1, init=init_zero)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, in_channels, H, W), (B, emb_channels) -> (B, out_channels, H', W'), sizes as in `Conv2d.forward`."""
         residual = x if self.skip is None else self.skip(x)
         h = self.conv0(F.silu(self.norm0(x)))
         shift = self.affine(emb)[:, :, None, None].to(h.dtype)

@@ -1,13 +1,16 @@
 r"""Mixtures of factor analysers as images: likelihood, inpainting and sampling in closed form.
 
-$p(x_0) = \sum_k \pi_k N(\mu_k, W_k W_k' + \Psi_k)$; the algebra is in `exact`.  Given known pixels
-y = x_0 at mask 1, the responsibilities $w_k \propto \pi_k N(y; \mu_{k,o}, \Sigma_{k,oo})$ weigh the
-components' conditional laws, so that the posterior is again a mixture:
+$p(x_0) = \sum_k \pi_k N(\mu_k, \Sigma_k)$, $\Sigma_k = W_k W_k' + \Psi_k$; the algebra is in `exact`.  Given known
+pixels $y = x_0$ where the mask is 1 (indices $o$), the responsibilities
+$w_k \propto \pi_k N(y; \mu_{k,o}, \Sigma_{k,oo})$ weigh the components' conditional laws, so that the posterior is
+again a mixture.  In the hole
 
 $$
-E[x_0 | y] = \sum_k w_k (\mu_k + W_k m_k) \text{ in the hole}, \qquad
-x_0 | y = \mu_k + W_k (m_k + M_k^{-1/2} n) + \Psi_k^{1/2} n', \; k \sim w .
+E[x_0 \mid y] = \sum_k w_k (\mu_k + W_k m_k), \qquad
+x_0 \mid y \;=\; \mu_k + W_k (m_k + M_k^{-1/2} n) + \Psi_k^{1/2} \tilde n, \quad k \sim w,
 $$
+
+with independent standard normal $n$, $\tilde n$.
 
 A non-linear backbone of which everything is known: the truth that samplers and guidance are measured against.
 
@@ -34,7 +37,7 @@ KEY = 0x6A55  # keeps draws of an exact posterior apart from a sampler's noise o
 
 
 class MixtureBackbone(ExactBackbone):
-    """sum_k pi_k N(mu_k, W_k W_k' + diag(psi_k)); arguments and weights as `exact.ExactBackbone`."""
+    r"""$\sum_k \pi_k N(\mu_k, W_k W_k' + \Psi_k)$; arguments, weights and errors as `exact.ExactBackbone`."""
 
     def _observed(self, y: Tensor, mask: Tensor | None) -> Tensor:
         """Checked images as (B, d) float64, zero where unseen."""
@@ -77,7 +80,7 @@ class MixtureBackbone(ExactBackbone):
         return self._joint(x, sigma, mask).logsumexp(1)
 
     def responsibilities(self, x: Tensor, sigma: Tensor | float = 0.0, mask: Tensor | None = None) -> Tensor:
-        """Posterior probabilities of the components, (B, K) float64; arguments as `log_likelihood`."""
+        """Posterior probabilities of the components, (B, K) float64; arguments and errors as `log_likelihood`."""
         return self._joint(x, sigma, mask).softmax(1)
 
     def posterior_mean(self, y: Tensor, mask: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
@@ -99,10 +102,10 @@ class MixtureBackbone(ExactBackbone):
 
     @torch.no_grad()
     def posterior_variance(self, y: Tensor, mask: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Variance of every pixel given the known ones, exactly: within the components, and between them.
+        r"""Variance of every pixel given the known ones, exactly: within the components, and between them.
 
-        In component k, x0 = mu + g (y - mu) + (1 - g) W z + (psi (1 - g))^{1/2} n with z ~ N(m, M^{-1}), so that the
-        variances are (1 - g)^2 diag(W M^{-1} W') + psi (1 - g).
+        In a component $x_0 = \mu + g (y - \mu) + (1 - g) W z + (\psi (1 - g))^{1/2} n$ with $z \sim N(m, M^{-1})$, so
+        that the variances are $(1 - g)^2\, \mathrm{diag}(W M^{-1} W') + \psi (1 - g)$.
 
         Args:
             y: images (B, C, H, W); what they hold in the hole is ignored.
@@ -165,7 +168,14 @@ class MixtureBackbone(ExactBackbone):
         return self._paste(y, mask, sigma, out.reshape(y.shape).to(y.dtype))
 
     def sample(self, seeds: Sequence[int]) -> Tensor:
-        """Exact samples of the images (len(seeds), C, H, W), one seed an image; not clipped to [-1, 1]."""
+        """Exact samples of the images.
+
+        Args:
+            seeds: one an image; a sample is a function of its seed.
+
+        Returns:
+            (N, C, H, W) for N seeds, in the precision of the weights; not clipped to [-1, 1].
+        """
         y = self.mean.new_zeros(len(seeds), *self.shape)
         return self.posterior_sample(y, y[:, :1], seeds)
 

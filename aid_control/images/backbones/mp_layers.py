@@ -1,7 +1,7 @@
-r"""Magnitude-preserving layers (Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion
-models", section 2 and appendix B).
+r"""Magnitude-preserving layers of EDM2.
 
-Every operation keeps the expected magnitude of what flows through it: inputs of unit variance that are
+The source is Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", section 2 and
+appendix B.  Every operation keeps the expected magnitude of what flows through it: inputs of unit variance that are
 uncorrelated give outputs of unit variance, without normalisation layers that learn.
 
 $$
@@ -11,14 +11,14 @@ $$
 \mathrm{cat}_{mp}(a, b; t) &= \sqrt{\frac{N_a + N_b}{(1-t)^2 + t^2}}\;
 \Big[\tfrac{1-t}{\sqrt{N_a}}\,a,\; \tfrac{t}{\sqrt{N_b}}\,b\Big] \\
 \mathrm{fourier}_{mp}(x) &= \sqrt 2\,\cos(2\pi (f x + \varphi)), \qquad f \sim N(0, 1),\; \varphi \sim U(0, 1) \\
-\mathrm{conv}_{mp}(x) &= \frac{g\,\hat w}{\sqrt{fan}} * x, \qquad \hat w = w / \mathrm{rms}(w)
+\mathrm{conv}_{mp}(x) &= \frac{g\,\hat w}{\sqrt{\mathrm{fan}}} * x, \qquad \hat w = w / \mathrm{rms}(w)
 \text{ for each output channel.}
 \end{aligned}
 $$
 
-*Forced normalisation.*  The output depends on the direction of w alone, so that gradients are orthogonal to w
+*Forced normalisation.*  The output depends on the direction of $w$ alone, so that gradients are orthogonal to $w$
 and every optimiser step lengthens it, which slows learning down.  In training mode a forward pass therefore
-first replaces w itself by its normalised value.  In evaluation mode nothing is written.
+first replaces $w$ itself by its normalised value.  In evaluation mode nothing is written.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ def normalise(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = EP
     """Scale ``x`` to unit root mean square over ``dim``.
 
     Args:
-        x: any tensor of one dimension or more.
+        x: of any shape, one dimension or more.
         dim: dimensions of one vector; ``None`` = all but the first.
         eps: added to the root mean square, so that zeros stay zeros.
+
+    Returns:
+        Of the shape and precision of ``x``.
     """
     axes = tuple(range(1, x.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     # squares of half-precision activations (up to 256) overflow
@@ -52,17 +55,36 @@ def normalise(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = EP
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """x sigmoid(x), with unit second moment on standard normal inputs."""
+    """x sigmoid(x) / 0.596, any shape -> the same; of unit second moment on standard normal inputs."""
     return F.silu(x) / 0.596
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """Weighted sum, ``t`` of it from ``b``; unit variance where a and b are uncorrelated."""
+    """Weighted sum; of unit variance where ``a`` and ``b`` are, and uncorrelated.
+
+    Args:
+        a: of any shape.
+        b: of the same shape.
+        t: share of ``b``, in [0, 1].
+
+    Returns:
+        ((1 - t) a + t b) / sqrt((1 - t)^2 + t^2), of their shape.
+    """
     return torch.lerp(a, b, t) / math.hypot(1 - t, t)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5, dim: int = 1) -> Tensor:
-    """Concatenation in which ``b`` contributes ``t / (1 - t)`` times the norm of ``a``, whatever their widths."""
+    """Concatenation in which ``b`` contributes t / (1 - t) times the norm of ``a``, whatever their widths.
+
+    Args:
+        a: of any shape, e.g. (B, N_a, H, W).
+        b: of the same shape but in ``dim``.
+        t: share of ``b``, in [0, 1].
+        dim: dimension that is concatenated.
+
+    Returns:
+        For example (B, N_a + N_b, H, W); of unit mean square where both are.
+    """
     scale = math.sqrt(a.shape[dim] + b.shape[dim]) / math.hypot(1 - t, t)
     share_a, share_b = (1 - t) / math.sqrt(a.shape[dim]), t / math.sqrt(b.shape[dim])
     return torch.cat([scale * share_a * a, scale * share_b * b], dim)
@@ -75,6 +97,9 @@ def resample(x: Tensor, mode: str = "keep", taps: Sequence[float] = (1, 1)) -> T
         x: (B, C, H, W), H and W even for ``"down"``.
         mode: ``"keep"``, ``"down"`` or ``"up"``.
         taps: one-dimensional filter; (1, 1) is a block mean, transposed a repetition.
+
+    Returns:
+        (B, C, H, W), (B, C, H/2, W/2) or (B, C, 2H, 2W).
     """
     if mode == "keep":
         return x
@@ -106,6 +131,7 @@ class MPFourier(nn.Module):
         self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,) -> (B, channels), in the precision of ``x``."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         angle = torch.outer(x.to(dtype), self.freqs.to(dtype)) + self.phases.to(dtype)
         return (math.sqrt(2) * angle.cos()).to(x.dtype)
@@ -131,8 +157,11 @@ class MPConv(nn.Module):
         """Apply.
 
         Args:
-            x: (B, in_channels, ...).
+            x: (B, in_channels) for a linear map, else (B, in_channels, H, W).
             gain: scale of the output, a number or a 0-d tensor.
+
+        Returns:
+            (B, out_channels) or, for odd kernels, (B, out_channels, H, W), in the precision of ``x``.
         """
         if self.training:
             with torch.no_grad():
@@ -149,14 +178,15 @@ class MPBlock(nn.Module):
 
     $$
     \begin{aligned}
-    x &\leftarrow \mathrm{skip}(\mathrm{resample}(x)) / \mathrm{rms}_{channels} \quad \text{(encoder)} \\
+    x &\leftarrow \mathrm{skip}(\mathrm{resample}(x)) / \mathrm{rms}_{\mathrm{channels}} \quad \text{(encoder)} \\
     y &= \mathrm{conv}_1\big(\mathrm{silu}(\mathrm{conv}_0(\mathrm{silu}(x)) (1 + g\,\mathrm{linear}(e)))\big) \\
-    x &\leftarrow \mathrm{sum}_{mp}(x, y; \mathrm{res\_balance}) \\
-    x &\leftarrow \mathrm{sum}_{mp}(x, \mathrm{attention}(x); \mathrm{attn\_balance}), \quad
-    \text{clipped to } \pm \mathrm{clip\_act}.
+    x &\leftarrow \mathrm{sum}_{mp}(x, y; b_{\mathrm{res}}) \\
+    x &\leftarrow \mathrm{sum}_{mp}(x, \mathrm{attention}(x); b_{\mathrm{attn}}), \quad
+    \text{clipped to } [-a, a].
     \end{aligned}
     $$
 
+    Here $b_{\mathrm{res}}$, $b_{\mathrm{attn}}$ and $a$ are ``res_balance``, ``attn_balance`` and ``clip_act``.
     A decoder's block resamples first, does not normalise, and applies skip, a 1x1 convolution where the widths
     differ, in the residual sum only: its first convolution sees all channels of the concatenation.
 
@@ -219,6 +249,7 @@ class MPBlock(nn.Module):
             self.attn_proj = MPConv(out_channels, out_channels, (1, 1))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, in_channels, H, W), (B, emb_channels) -> (B, out_channels, H', W'), sizes as in `resample`."""
         x = resample(x, self.resample_mode, self.resample_filter)
         if self.encoder:
             x = x if self.conv_skip is None else self.conv_skip(x)

@@ -1,24 +1,24 @@
 r"""Post-hoc EMA: averages of the weights whose length is chosen after training (Karras et al. 2024, section 3).
 
-*Power-function profiles.*  The average after training time T (in images) weighs the weights of time t by
+*Power-function profiles.*  The average after training time $T$ (in images) weighs the weights of time $t$ by
 
 $$
 p(t; \gamma, T) = (\gamma + 1)\, t^\gamma / T^{\gamma + 1}, \quad 0 \le t \le T ,
 $$
 
 which a running average follows exactly: $\hat\theta \leftarrow \beta \hat\theta + (1 - \beta) \theta$ with
-$\beta = (1 - \Delta/t)^{\gamma + 1}$ at the step that ends at t and lasted $\Delta$ (the first one,
-$t = \Delta$, forgets the start).  A profile is named by its standard deviation in units of T,
+$\beta = (1 - \Delta/t)^{\gamma + 1}$ at the step that ends at $t$ and lasted $\Delta$ (the first one,
+$t = \Delta$, forgets the start).  A profile is named by its standard deviation in units of $T$,
 
 $$
 s^2 = \frac{\gamma + 1}{(\gamma + 2)^2 (\gamma + 3)}
 \iff \gamma^3 + 7 \gamma^2 + (16 - s^{-2}) \gamma + 12 - s^{-2} = 0 ,
 $$
 
-from 0 (no averaging) to $1/\sqrt{12}$ (gamma = 0: the plain mean).
+from 0 (no averaging) to $1/\sqrt{12}$ ($\gamma = 0$: the plain mean).
 
 *Reconstruction.*  Averages are linear in the profile: of stored ones $p_i$, the combination nearest to a
-wanted p in least squares solves $A c = b$, $A_{ij} = \langle p_i, p_j \rangle$,
+wanted $p$ in least squares solves $A c = b$, $A_{ij} = \langle p_i, p_j \rangle$,
 $b_i = \langle p_i, p \rangle$, with
 
 $$
@@ -26,7 +26,7 @@ $$
 \frac{(T_a/T_b)^{\gamma_b}}{T_b} \qquad (T_a \le T_b);
 $$
 
-c is scaled to sum 1, so that constants (and constant buffers) come out as they are.
+$c$ is scaled to sum 1, so that constants (and constant buffers) come out as they are.
 """
 
 from __future__ import annotations
@@ -59,7 +59,13 @@ Array = NDArray[np.float64]
 
 
 def std_to_exp(std: float) -> float:
-    """The exponent gamma of the profile with relative standard deviation ``std``.
+    """The exponent gamma of a profile.
+
+    Args:
+        std: its relative standard deviation s.
+
+    Returns:
+        The largest real root of the module's cubic, 0 or more.
 
     Raises:
         InputError: outside (0, 1/sqrt(12)].
@@ -72,7 +78,10 @@ def std_to_exp(std: float) -> float:
 
 
 def exp_to_std(gamma: float) -> float:
-    """The relative standard deviation of the profile with exponent ``gamma``, 0 or more.
+    """The relative standard deviation s of a profile; the inverse of `std_to_exp`.
+
+    Args:
+        gamma: its exponent, 0 or more.
 
     Raises:
         InputError: for a negative exponent.
@@ -83,10 +92,15 @@ def exp_to_std(gamma: float) -> float:
 
 
 def beta_at(std: float, t: float, delta: float) -> float:
-    """Weight of the old average in the step of length ``delta`` that ends at ``t``.
+    """Weight beta of the old average in one step.
+
+    Args:
+        std: relative standard deviation of the profile.
+        t: images seen at the end of the step.
+        delta: images of the step.
 
     Raises:
-        InputError: unless 0 < delta <= t.
+        InputError: unless 0 < delta <= t, and for a ``std`` out of range.
     """
     if not 0 < delta <= t:
         raise InputError(f"a step of {delta} images that ends after {t}; expected 0 < step <= end")
@@ -94,7 +108,17 @@ def beta_at(std: float, t: float, delta: float) -> float:
 
 
 def profile_product(gamma_a: ArrayLike, T_a: ArrayLike, gamma_b: ArrayLike, T_b: ArrayLike) -> Array:
-    """Inner products of profiles (exponent, end), broadcast against one another."""
+    r"""Inner products $\langle p_a, p_b \rangle$ of profiles; the four arguments are broadcast against one another.
+
+    Args:
+        gamma_a: exponents.
+        T_a: ends, in images.
+        gamma_b: exponents of the others.
+        T_b: their ends.
+
+    Returns:
+        The products, of the broadcast shape, float64.
+    """
     a, end_a, b, end_b = (np.asarray(v, dtype=np.float64) for v in (gamma_a, T_a, gamma_b, T_b))
     fall = np.where(end_a < end_b, b, -a)
     return np.asarray((a + 1) * (b + 1) / (a + b + 1) * (end_a / end_b) ** fall / np.maximum(end_a, end_b))
@@ -110,7 +134,7 @@ def posthoc_coefficients(in_ofs: ArrayLike, in_std: ArrayLike, out_ofs: ArrayLik
         out_std: their profiles.
 
     Returns:
-        (number stored, number wanted); columns sum to 1.
+        c, (number stored, number wanted); columns sum to 1.
 
     Raises:
         InputError: for stds out of range, times that are not positive, or two stored averages that are the same.
@@ -140,7 +164,7 @@ class Snapshot:
     Attributes:
         t: training time, in images.
         std: relative standard deviation of its profile.
-        weights: averaged state dict.
+        weights: averaged state dict, shapes as in the network's.
     """
 
     t: float
@@ -191,8 +215,12 @@ class PowerEMA:
     """Running averages of a training, one for each profile.
 
     Args:
-        weights: state dict at the start (copied).
+        weights: state dict at the start, tensors of any shapes (copied).
         stds: profiles; two, as published, are enough to synthesise the others.
+
+    Attributes:
+        t: images seen at the last update.
+        averages: std -> averaged state dict.
 
     Raises:
         InputError: for stds out of range or repeated.
@@ -208,10 +236,10 @@ class PowerEMA:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], t: float) -> None:
-        """After an optimiser step.
+        """After an optimiser step; what is not floating point is copied.
 
         Args:
-            weights: the state dict now.
+            weights: the state dict now, names and shapes as at the start.
             t: images seen, more than at the last call.
 
         Raises:
@@ -229,7 +257,7 @@ class PowerEMA:
         self.t = float(t)
 
     def snapshots(self) -> list[Snapshot]:
-        """Copies of the averages, to keep for `reconstruct`.
+        """Copies of the averages, to keep for `reconstruct`; one a profile.
 
         Raises:
             InputError: before the first update.
@@ -239,11 +267,15 @@ class PowerEMA:
         return [Snapshot(self.t, std, {k: v.clone() for k, v in a.items()}) for std, a in self.averages.items()]
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on."""
+        """Everything needed to go on: ``t``, ``stds`` and ``averages`` (not copied)."""
         return {"t": self.t, "stds": list(self.averages), "averages": list(self.averages.values())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from a state.
+
+        Args:
+            state: what `state` gave; copied.
+        """
         self.t = float(state["t"])
         self.averages = {
             float(std): {k: v.detach().clone() for k, v in average.items()}

@@ -1,19 +1,19 @@
-r"""Preconditioners: from a U-Net F to a denoiser D (Karras et al. 2022, table 1 and section 5).
+r"""Preconditioners: from a U-Net $F$ to a denoiser $D$ (Karras et al. 2022, table 1 and section 5).
 
 $$
-D(x; \sigma) = c_{skip}(\sigma)\, x + c_{out}(\sigma)\, F(c_{in}(\sigma)\, x;\; c_{noise}(\sigma)).
+D(x; \sigma) = c_{\mathrm{skip}}(\sigma)\, x + c_{\mathrm{out}}(\sigma)\,
+F(c_{\mathrm{in}}(\sigma)\, x;\; c_{\mathrm{noise}}(\sigma)).
 $$
 
-======  ==================  =======================  ==========================  =============================
-class   c_skip              c_out                    c_in                        c_noise
-======  ==================  =======================  ==========================  =============================
-VP      1                   -sigma                   1/sqrt(sigma^2 + 1)         (M - 1) sigma^{-1}(sigma)
-VE      1                   sigma                    1                           log(sigma / 2)
-iDDPM   1                   -sigma                   1/sqrt(sigma^2 + 1)         M - 1 - argmin_j |u_j - sigma|
-EDM     s^2/(sigma^2+s^2)   sigma s/sqrt(sigma^2+s^2)  1/sqrt(sigma^2 + s^2)     log(sigma) / 4
-======  ==================  =======================  ==========================  =============================
+| class | $c_{\mathrm{skip}}$ | $c_{\mathrm{out}}$ | $c_{\mathrm{in}}$ | $c_{\mathrm{noise}}$ |
+|---|---|---|---|---|
+| VP | $1$ | $-\sigma$ | $1/\sqrt{\sigma^2 + 1}$ | $(M - 1)\, t(\sigma)$ |
+| VE | $1$ | $\sigma$ | $1$ | $\log(\sigma/2)$ |
+| iDDPM | $1$ | $-\sigma$ | $1/\sqrt{\sigma^2 + 1}$ | $M - 1 - \arg\min_j \lvert u_j - \sigma \rvert$ |
+| EDM | $s^2/(\sigma^2 + s^2)$ | $\sigma s/\sqrt{\sigma^2 + s^2}$ | $1/\sqrt{\sigma^2 + s^2}$ | $\tfrac14 \log\sigma$ |
 
-(s = sigma_data.)  ``c_noise`` is called with sigma of shape (B,).
+Here $s = \sigma_{\mathrm{data}}$, and $t(\sigma)$ is the time at which the variance-preserving process has the noise
+level $\sigma$: $\sigma^2 = e^{\beta_d t^2/2 + \beta_{\min} t} - 1$.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class Denoiser(nn.Module):
         sigma_min: smallest noise level the network was trained for.
         sigma_max: largest.
         shape: (C, H, W) of an image.
+        fingerprint: of the weights; empty until they are loaded (`registry.load_backbone`).
+
+    Raises:
+        ValueError: for an unknown ``model_type``, or a layer type that the U-Net does not know.
     """
 
     sigma_min: float = 0.0
@@ -78,11 +82,11 @@ class Denoiser(nn.Module):
         )
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor | float, Tensor | float, Tensor | float, Tensor]:
-        """The row of the module's table: (c_skip, c_out, c_in, c_noise) at ``sigma``, each like sigma."""
+        """The class's row of the module's table: sigma (B,) -> c_skip, c_out, c_in, c_noise, each (B,) or a number."""
         raise NotImplementedError  # pragma: no cover - abstract
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise level the network knows (all of them, unless a class says otherwise)."""
+        """Levels of any shape -> the nearest that the network knows (all, unless a class says otherwise)."""
         return torch.as_tensor(sigma)
 
     def forward(
@@ -124,7 +128,7 @@ def _image(c: Tensor | float) -> Tensor | float:
 
 
 class EDMPrecond(Denoiser):
-    """EDM's preconditioning.
+    """EDM's preconditioning; errors as `Denoiser`.
 
     Args:
         sigma_min: smallest supported noise level.
@@ -146,7 +150,7 @@ class EDMPrecond(Denoiser):
 
 
 class VPPrecond(Denoiser):
-    """Variance preserving.
+    """Variance preserving: noise of rate beta_min + beta_d t at time t in [0, 1]; errors as `Denoiser`.
 
     Args:
         beta_d: range of the noise rate.
@@ -173,7 +177,7 @@ class VPPrecond(Denoiser):
 
 
 class VEPrecond(Denoiser):
-    """Variance exploding.
+    """Variance exploding; errors as `Denoiser`.
 
     Args:
         sigma_min: smallest supported noise level.
@@ -190,13 +194,16 @@ class VEPrecond(Denoiser):
 
 
 class iDDPMPrecond(Denoiser):  # noqa: N801 - the published name
-    """Improved DDPM: a table ``u`` of M + 1 noise levels, and a network that also predicts a variance.
+    """Improved DDPM: a table of noise levels, and a network that also predicts a variance (ignored here).
 
     Args:
         C_1: lower clip of the ratio of successive alpha-bars.
         C_2: offset of the cosine schedule.
-        M: number of levels.
-        **kwargs: see `Denoiser`.
+        M: number of positive levels.
+        **kwargs: see `Denoiser`; errors are its, too.
+
+    Attributes:
+        u: noise levels (M + 1,), from the largest to 0.
     """
 
     u: Tensor

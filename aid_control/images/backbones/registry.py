@@ -36,12 +36,21 @@ CLASSES: dict[str, type[Denoiser]] = {
 
 
 def asset(name: str) -> Path:
-    """Path of a file shipped with `aid_control.images`."""
+    """Path of a file shipped with `aid_control.images`.
+
+    Args:
+        name: of the file or folder, with its ending; whether it is there is not looked at.
+    """
     return Path(str(resources.files("aid_control.images") / "assets" / name))
 
 
 def weights_file(name_or_path: str | os.PathLike[str], kind: str, example: str) -> Path:
     """The file behind a shipped name (no suffix) or a path.
+
+    Args:
+        name_or_path: what the user gave.
+        kind: what it should be, for the message, e.g. ``"backbone"``.
+        example: what the message suggests.
 
     Raises:
         InputError: for a name that is not shipped; a path is not looked at.
@@ -56,7 +65,11 @@ def weights_file(name_or_path: str | os.PathLike[str], kind: str, example: str) 
 
 
 def fingerprint(net: torch.nn.Module) -> str:
-    """Sixteen hex digits that depend on every weight (names, shapes, float32 values)."""
+    """Sixteen hex digits of SHA-256 over a network's state dict: names, shapes, float32 values.
+
+    Args:
+        net: any module; buffers count as well as parameters.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(name.encode() + str(tuple(tensor.shape)).encode())
@@ -193,12 +206,17 @@ def save_backbone(
         path: target.
         precond: class name (see `load_backbone`).
         kwargs: its constructor's arguments.
-        weights: its state dict.
+        weights: its state dict, names and shapes as the class makes them.
     """
     save_tensors(path, weights, {"precond": precond, "kwargs": json.dumps(kwargs)})
 
 
 def save_exact(path: str | os.PathLike[str], net: ExactBackbone) -> None:
-    """Write an exact backbone in half precision (float16 images): what is loaded differs by that rounding."""
+    """Write an exact backbone in half precision (float16 images): what is loaded differs by that rounding.
+
+    Args:
+        path: target, ``.safetensors``.
+        net: a `MixtureBackbone` or a `GaussianBackbone`.
+    """
     name = next(name for name, cls in CLASSES.items() if cls is type(net))
     save_backbone(path, name, net.kwargs, net.compact())

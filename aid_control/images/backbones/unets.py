@@ -1,6 +1,6 @@
 r"""The two U-Nets of EDM: ``SongUNet`` (DDPM++ and NCSN++ of Song et al. 2021) and ``DhariwalUNet`` (ADM).
 
-Both are maps F(x, c_noise, labels) on images, wrapped by a preconditioner (`precond`).  Layers are
+Both are maps $F(x, c_{\mathrm{noise}}, \text{labels})$ on images, wrapped by a preconditioner (`precond`).  Layers are
 kept in two ordered dictionaries, ``enc`` and ``dec``, under the names of the published checkpoints
 (``64x64_conv``, ``32x32_down``, ``32x32_block0``, ``64x64_aux_norm``, ...).
 """
@@ -53,6 +53,9 @@ class SongUNet(nn.Module):
         encoder_type: ``"standard"``, ``"skip"`` or ``"residual"``.
         decoder_type: ``"standard"`` or ``"skip"``.
         resample_filter: FIR taps, (1, 1) or (1, 3, 3, 1).
+
+    Raises:
+        ValueError: for an unknown embedding, encoder or decoder type.
     """
 
     def __init__(
@@ -154,6 +157,10 @@ class SongUNet(nn.Module):
     def forward(
         self, x: Tensor, noise: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
+        """Scaled images (B, in_channels, H, W), c_noise (B,) -> (B, out_channels, H, W).
+
+        Class labels: one-hot (B, label_dim) or (1, label_dim); augmentation labels (B, augment_dim); ``None`` = none.
+        """
         emb = self._embed(noise, class_labels, augment_labels)
         skips: list[Tensor] = []
         aux = x
@@ -267,6 +274,7 @@ class DhariwalUNet(nn.Module):
     def forward(
         self, x: Tensor, noise: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
+        """(B, in_channels, H, W), (B,) -> (B, out_channels, H, W); arguments as `SongUNet.forward`."""
         emb = self.map_noise(noise)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels)

@@ -69,6 +69,9 @@ class OneByOne(Wrapped):
 class Counted(Wrapped):
     """Counts the images that pass forth and, for gradients, back.
 
+    Args:
+        inner: the denoiser that does the work.
+
     Attributes:
         forward_calls: images denoised so far.
         backward_calls: images whose gradient was taken (vector-Jacobian products).

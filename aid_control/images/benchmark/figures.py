@@ -33,7 +33,12 @@ MARKERS = "osD^v<>PX*ph"
 
 
 def frontier(table: Table, cost: Literal["time", "nfe"]) -> bytes:
-    """Hole PSNR and, where measured, hole LPIPS against cost, as the bytes of a PNG file."""
+    """Hole PSNR and, where measured, hole LPIPS against cost, as the bytes of a PNG file.
+
+    Args:
+        table: all results.
+        cost: ``"time"``, the median seconds an image, or ``"nfe"``, the mean passes an image.
+    """
     plt = _pyplot()
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

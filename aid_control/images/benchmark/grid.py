@@ -1,9 +1,9 @@
 """The grid of measurements, cut into shards that are known by a digest of all that determines them.
 
-A shard is (method, steps, mask, a chunk of images, draw).  Its file is called after a hash of the method with all its
-options, defaults included, the source of its module, the weights of its networks, the very images, masks, labels and
-seeds, the feature networks that measure it, and the versions of this package and of torch.  Whatever changes one of
-these changes the name: a file that is there is the result, and a restart takes it.
+A shard is a method, a number of steps, a mask, a chunk of images and a draw.  Its file is called after a hash of the
+method with all its options, defaults included, the source of its module, the weights of its networks, the very images,
+masks, labels and seeds, the feature networks that measure it, and the versions of this package and of torch.  Whatever
+changes one of these changes the name: a file that is there is the result, and a restart takes it.
 
 The list is ordered by method, and process i of n takes every n-th shard from the i-th: all get their share of every
 method, without talking to each other.
@@ -73,7 +73,11 @@ class Shard:
 
 
 def tensor_hash(tensor: Tensor | None) -> str:
-    """Hash of a tensor's shape and bytes."""
+    """SHA-256 of a tensor's precision, shape and bytes.
+
+    Args:
+        tensor: of any shape; ``None`` has the hash ``""``.
+    """
     if tensor is None:
         return ""
     data = tensor.detach().cpu().contiguous()
@@ -81,7 +85,11 @@ def tensor_hash(tensor: Tensor | None) -> str:
 
 
 def file_hash(path: str | None) -> str:
-    """Hash of a file's bytes; of no file, empty."""
+    """SHA-256 of a file's bytes.
+
+    Args:
+        path: of the file; ``None`` has the hash ``""``.
+    """
     if path is None:
         return ""
     with open(path, "rb") as file:
@@ -89,7 +97,12 @@ def file_hash(path: str | None) -> str:
 
 
 def own_options(method: str, settings: Settings) -> dict[str, Any]:
-    """The options a method is called with: those given, and the solver where it has one."""
+    """The options a method is called with: those given, and the solver where it has one.
+
+    Args:
+        method: name.
+        settings: options of the benchmark.
+    """
     given = dict(settings.options.get(method, {}))
     if "solver" in METHODS[method].defaults:
         given.setdefault("solver", settings.solver)

@@ -42,6 +42,11 @@ class Networks:
         settings: options.
         device: where to put it.
 
+    Attributes:
+        main: the backbone itself.
+        backbone: what methods are given: ``main``, or ``main`` with its guide.
+        inner: the counted networks of a guided backbone; else empty, and `Bound` counts.
+
     Raises:
         InputError: for files that are no backbones, networks that do not fit, or guidance without classes.
     """
@@ -58,7 +63,11 @@ class Networks:
             self.backbone = classifier_free(self.inner[0], settings.cfg, interval)
 
     def passes(self, bound: Bound) -> tuple[int, int]:
-        """Images that passed forth, and back, through any network of a method so far."""
+        """Images that passed forth, and back, through any network of a method so far.
+
+        Args:
+            bound: the method.
+        """
         counted = [*self.inner, *bound.counted[1:]] if self.inner else bound.counted
         return sum(net.forward_calls for net in counted), sum(net.backward_calls for net in counted)
 
@@ -69,6 +78,11 @@ class Inputs:
     Args:
         settings: options.
         backbone: gives the size of images and the classes.
+
+    Attributes:
+        n: number of images.
+        names: of the images.
+        shape: (C, H, W) of an image.
 
     Raises:
         InputError: for data, masks or labels that are not there or do not fit.
@@ -84,23 +98,32 @@ class Inputs:
         self._labels = self._read_labels(path)
 
     def images(self, rows: Sequence[int]) -> Tensor:
-        """Clean images, uint8 (N, C, H, W)."""
+        """Clean images: N indices -> uint8 (N, C, H, W)."""
         return self.source.stack(rows)
 
     def masks(self, kind: str, rows: Sequence[int]) -> Tensor:
-        """Masks (N, 1, H, W), 1 = known."""
+        """Masks of a kind (one of the settings' ``masks``): N indices -> (N, 1, H, W), 1 = known."""
         return self.sources[kind](self.seeds(rows))
 
     def seeds(self, rows: Sequence[int], draw: int = 0) -> list[int]:
-        """Seeds of the noise; draw 0 is that of all comparisons."""
+        """Seeds of the noise: N indices -> N seeds; draw 0 is that of all comparisons and of the masks."""
         return [self.settings.seed + i + draw * DRAW for i in rows]
 
     def labels(self, rows: Sequence[int]) -> Tensor | None:
-        """One-hot class labels (N, n), or ``None``."""
+        """One-hot class labels: N indices -> (N, n), or ``None``."""
         return None if self._labels is None else self._labels[list(rows)]
 
     def check(self, images: Tensor, mask: str, rows: Sequence[int]) -> None:
-        """Refuse clean images and masks that do not fit the backbone."""
+        """Refuse clean images and masks that do not fit the backbone.
+
+        Args:
+            images: uint8 (N, C, H, W).
+            mask: kind of their masks.
+            rows: their N indices.
+
+        Raises:
+            InputError: for another size or number of channels, or a bad mask.
+        """
         check_shape(self.shape, to_float(images), self.masks(mask, rows), str(self.source.path))
 
     def _read_labels(self, path: str | os.PathLike[str]) -> Tensor | None:

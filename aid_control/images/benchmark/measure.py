@@ -1,7 +1,7 @@
 r"""One shard: a method on some images, its numbers an image, what it cost.
 
-For a result r of the image x with mask M (1 = known) the table holds PSNR, SSIM and LPIPS over the hole and over the
-whole image (`metrics`, `perceptual`) and
+For a result $r$ of the image $x$ with mask $M$ (1 = known) the table holds PSNR, SSIM and LPIPS over the hole and over
+the whole image (`metrics`, `perceptual`) and
 
 $$
 \text{known error} = \max_p M_p \, | r_p - x_p | ,
@@ -45,6 +45,9 @@ class Bench:
     Args:
         settings: options.
         device: where networks are.
+
+    Raises:
+        InputError: for a backbone, images, masks, labels or feature networks that are not there or do not fit.
     """
 
     def __init__(self, settings: Settings, device: torch.device | str) -> None:
@@ -57,7 +60,11 @@ class Bench:
         _warm_up(self.networks.backbone, self.inputs, device)
 
     def method(self, name: str) -> Bound:
-        """A method with its options and module."""
+        """A method with its options and module, loaded at the first call.
+
+        Args:
+            name: of the method.
+        """
         if name not in self._bound:
             weights, options = self.settings.weights.get(name), own_options(name, self.settings)
             self._bound[name] = bind(
@@ -66,7 +73,12 @@ class Bench:
         return self._bound[name]
 
     def run(self, shard: Shard, folder: Path) -> None:
-        """Compute a shard and write its file: rows and times as JSON, pictures (and features) as tensors."""
+        """Compute a shard and write its file: rows and times as JSON, pictures (and features) as tensors.
+
+        Args:
+            shard: what to compute.
+            folder: of the files.
+        """
         if shard.method == ORIGINALS:
             self._originals(shard, folder)
             return
@@ -111,7 +123,16 @@ class Bench:
         save_tensors(folder / shard.file, {"features": torch.cat(features)}, {"shard": json.dumps(facts)})
 
     def quality(self, result: Tensor, clean: Tensor, mask: Tensor) -> dict[str, float | None]:
-        """All metrics of one image (1, C, H, W); LPIPS is ``None`` without its network."""
+        """All metrics of one image.
+
+        Args:
+            result: (1, C, H, W) in [-1, 1].
+            clean: the original, (1, C, H, W).
+            mask: (1, 1, H, W), 1 = known.
+
+        Returns:
+            Column -> number; LPIPS is ``None`` without its network.
+        """
         hole = 1 - mask
         values: dict[str, float | None] = {
             "psnr_hole": float(psnr(result, clean, hole)),

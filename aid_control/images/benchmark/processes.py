@@ -57,6 +57,9 @@ def place(device: str) -> Place:
     Args:
         device: as the user says; ``cuda`` becomes the process' own GPU.
 
+    Returns:
+        This process' place.
+
     Raises:
         InputError: if several were launched and ``accelerate`` is not installed, or the device is not usable.
     """
@@ -85,7 +88,12 @@ def _alone() -> None:
 
 
 def ready(shards: Sequence[Shard], folder: Path) -> set[str]:
-    """Files of these shards that are there."""
+    """Files of these shards that are there.
+
+    Args:
+        shards: those asked for.
+        folder: of the files.
+    """
     return {shard.file for shard in shards} & set(os.listdir(folder))
 
 

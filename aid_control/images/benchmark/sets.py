@@ -28,7 +28,15 @@ Key = tuple[str, int, str]
 
 
 def inception(path: str | None, device: torch.device | str) -> InceptionFeatures | None:
-    """The feature network that an option names; ``None`` for none."""
+    """The feature network that an option names; ``None`` for none.
+
+    Args:
+        path: its file, ``"package"`` for that of an installed package, or ``None``.
+        device: where to put it.
+
+    Raises:
+        InputError: if it is not there, or is not the FID Inception network.
+    """
     if path is None:
         return None
     return InceptionFeatures(None if path == PACKAGE else path, device=device)
@@ -44,7 +52,7 @@ def distributions(
     Args:
         table: all results.
         inputs: masks.
-        lpips: the distance for diversity.
+        lpips: the distance for diversity, (a, b, region) -> (N,); ``None`` = deviations only.
 
     Returns:
         (method, steps, mask) -> name -> number.

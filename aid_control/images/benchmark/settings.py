@@ -16,7 +16,43 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``examples/conf/benchmark.yaml`` says, option by option; the meaning of each stands there."""
+    """The options of ``examples/conf/benchmark.yaml``; the defaults stand there.  Made by `read`, which checks them.
+
+    Attributes:
+        out: folder of the results.
+        data: zip archive or folder of images; ``None`` = the bundled ones, unless ``image`` is given.
+        image: one image file instead of ``data``.
+        n: the first so many images; ``None`` = all, at most 64.
+        masks: kinds of `aid_control.images.masks`, or image files (white = 1 = known).
+        steps: noise levels, for methods that are not made for a single step.
+        methods: names; ``None`` = all that can run on the backbone.
+        method_steps: name -> its own ``steps``.
+        options: name -> options of its own.
+        weights: name -> file of its trained module; others use what is shipped.
+        reference: the method of the paired differences.
+        solver: ``"heun"`` or ``"euler"``, of the methods that have the choice.
+        seed: image i has mask and noise ``seed + i``.
+        one_by_one: methods get one image at a time, so that no result depends on a batch.
+        batch: images at a time without ``one_by_one``.
+        chunk: images of a shard.
+        workers: local processes, of each launched one.
+        threads: CPU threads a process.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:i"``.
+        backbone: a name or file, as `load_backbone` takes it.
+        path: file of a published backbone.
+        sha256: hash the backbone's file should have.
+        labels: ``"data"`` (of the data set), the number of a class, or ``None`` = the null class.
+        guide: a second backbone for autoguidance; excludes ``cfg``.
+        guide_weight: its weight g, 1 = none.
+        cfg: weight g of classifier-free guidance; ``None`` = none.
+        interval: noise levels (low, high] that are guided; ``None`` = all.
+        lpips: file of AlexNet features; ``None`` = without LPIPS.
+        inception: file of the FID Inception network, or ``"package"``; ``None`` = without FID and KID.
+        diversity_seeds: further seeds of the first images, 0 = none.
+        diversity_images: how many images these are.
+        pictures: images of each mask in ``pictures.png``.
+        figures: draw figures.
+    """
 
     out: str
     data: str | None
@@ -59,6 +95,9 @@ class Settings:
         Args:
             values: one value a field; lists may be given as a single value.
 
+        Returns:
+            The checked settings.
+
         Raises:
             InputError: for an option that is missing, of another type or out of range, or a method that is not there.
         """
@@ -100,7 +139,11 @@ class Settings:
         return cls(**{f.name: v[f.name] for f in fields(cls)})
 
     def steps_of(self, method: str) -> tuple[int, ...]:
-        """The numbers of steps a method is run with; one that is made for a single step takes one, unless told."""
+        """The numbers of steps a method is run with; one that is made for a single step takes one, unless told.
+
+        Args:
+            method: name.
+        """
         single = inspect.signature(METHODS[method].run).parameters["steps"].default == 1
         return self.method_steps.get(method, (1,) if single else self.steps)
 

@@ -34,6 +34,9 @@ def tables(table: Table, reference: str, realism: dict[tuple[str, int, str], dic
             largest; none, if it was not run.
         realism: further numbers of a cell by name (FID, KID, diversity), for a table of their own.
         title: what was run, one line.
+
+    Returns:
+        The text.
     """
     metrics = [name for name in QUALITY if table.measured(name)]
     text = [
@@ -71,7 +74,12 @@ def tables(table: Table, reference: str, realism: dict[tuple[str, int, str], dic
 
 
 def timing(table: Table, title: str) -> str:
-    """``timing.md``: median seconds an image and the largest peak of memory."""
+    """``timing.md``: median seconds an image and the largest peak of memory.
+
+    Args:
+        table: all results.
+        title: how it was run, one line.
+    """
     text = ["# Cost on this machine", title]
     for mask in table.masks:
         text.append(f"## Mask {mask}")
@@ -90,13 +98,23 @@ def timing(table: Table, title: str) -> str:
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are aligned to the right."""
+    """A Markdown table; all columns but the first are aligned to the right.
+
+    Args:
+        heads: of the columns.
+        rows: one text a column; bars are escaped.
+    """
     lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def interval(values: Tensor, digits: int) -> str:
-    """``mean [low, high]`` of the finite values, with how many there were if not all."""
+    """``mean [low, high]`` of the finite values, with how many there were if not all; ``-`` for none.
+
+    Args:
+        values: (n,), one an image.
+        digits: behind the point.
+    """
     kept = values[values.isfinite()]
     if not len(kept):
         return "-"

@@ -54,7 +54,7 @@ class Cell:
     features: Tensor | None = None
 
     def values(self, column: str) -> Tensor:
-        """A column (N,) float64; NaN where nothing was measured."""
+        """One column: a name of the rows -> (N,) float64, NaN where nothing was measured."""
         found = [row[column] for row in self.rows]
         return torch.tensor([float("nan") if v is None else v for v in found], dtype=torch.float64)
 
@@ -81,15 +81,27 @@ class Table:
         return list(dict.fromkeys(mask for _, _, mask in self.cells))
 
     def steps(self, method: str) -> list[int]:
-        """The numbers of steps of a method, in order."""
+        """The numbers of steps of a method, in order.
+
+        Args:
+            method: name.
+        """
         return list(dict.fromkeys(steps for name, steps, _ in self.cells if name == method))
 
     def under(self, mask: str) -> list[Cell]:
-        """All cells of a mask."""
+        """All cells of a mask.
+
+        Args:
+            mask: kind or file.
+        """
         return [cell for cell in self.cells.values() if cell.mask == mask]
 
     def measured(self, column: str) -> bool:
-        """Whether a column holds numbers."""
+        """Whether a column holds numbers.
+
+        Args:
+            column: name of a metric.
+        """
         return any(row[column] is not None for cell in self.cells.values() for row in cell.rows)
 
 
@@ -99,6 +111,9 @@ def read_table(shards: Sequence[Shard], folder: Path) -> Table:
     Args:
         shards: all, in order.
         folder: of their files.
+
+    Returns:
+        Cells in the order of the shards, and the features of the originals where there are some.
 
     Raises:
         InputError: if a file is missing or damaged.
@@ -130,7 +145,12 @@ def read_table(shards: Sequence[Shard], folder: Path) -> Table:
 
 
 def write_csv(table: Table, out: Path) -> None:
-    """Write ``results.csv`` and ``timing.csv`` into ``out``."""
+    """Write ``results.csv`` and ``timing.csv``, atomically.
+
+    Args:
+        table: all results.
+        out: folder.
+    """
     for name, columns, rows in (("results", COLUMNS, _results(table)), ("timing", TIMES, _timing(table))):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -140,7 +160,11 @@ def write_csv(table: Table, out: Path) -> None:
 
 
 def write_parquet(out: Path) -> bool:
-    """``results.csv`` as ``results.parquet``; returns whether pandas and pyarrow are there to do it."""
+    """``results.csv`` as ``results.parquet``; returns whether pandas and pyarrow are there to do it.
+
+    Args:
+        out: folder of both.
+    """
     try:
         pandas = importlib.import_module("pandas")
         importlib.import_module("pyarrow")

@@ -1,22 +1,23 @@
 r"""Codecs: pictures in, latents out, and back.
 
-A codec sees a picture x in [-1, 1] and gives, for every cell of ``factor`` x ``factor`` pixels, a Gaussian: its
-*moments* are the raw mean m and standard deviation s, stacked to 2C channels.  A latent is a draw, brought to the scale
-on which diffusion models work:
+A codec sees a picture $x$ in $[-1, 1]$ and gives, for every cell of ``factor`` x ``factor`` pixels, a Gaussian: its
+*moments* are the raw mean $m$ and standard deviation $s$, stacked to $2C$ channels.  A latent is a draw, brought to the
+scale on which diffusion models work:
 
 $$
-z = a\,(m + s\,\epsilon) + b, \qquad a = s_{final}/s_{raw}, \quad b = m_{final} - a\, m_{raw},
+z = a\,(m + s\,\epsilon) + b, \qquad a = s_{\mathrm{final}}/s_{\mathrm{raw}}, \quad
+b = m_{\mathrm{final}} - a\, m_{\mathrm{raw}},
 $$
 
-channel by channel, so that latents have mean m_final and deviation s_final over the data.  ``epsilon`` belongs to the
-picture's seed and to nothing else; without seeds it is 0.
+channel by channel, so that latents have mean $m_{\mathrm{final}}$ and deviation $s_{\mathrm{final}}$ over the data.
+The standard normal $\epsilon$ belongs to the picture's seed and to nothing else; without seeds it is 0.
 
 `StabilityCodec` is the encoder of EDM2's latent models.  Three things go wrong easily:
 
-* EDM2 hands the VAE pixels in **[0, 1]**, although that VAE was trained on [-1, 1]; its constants, and so its models,
+- EDM2 hands the VAE pixels in **[0, 1]**, although that VAE was trained on [-1, 1]; its constants, and so its models,
   are for latents made that way.  In [-1, 1] the same picture has other latents.  After decoding it clamps to [0, 1].
-* These are the VAE's raw moments: diffusers' ``scaling_factor`` (0.18215) plays no part.
-* The data sets hold the raw moments, not draws: a draw and the scale come anew each time.
+- These are the VAE's raw moments: diffusers' ``scaling_factor`` (0.18215) plays no part.
+- The data sets hold the raw moments, not draws: a draw and the scale come anew each time.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class Codec(nn.Module):
     Attributes:
         channels: latent channels C.
         image_channels: colour channels.
+        scale: a, (C,).
+        bias: b, (C,).
+
+    Raises:
+        ValueError: for a ``factor`` or ``batch`` below 1, or constants that `Codec.calibrate` refuses.
     """
 
     scale: Tensor
@@ -75,7 +81,15 @@ class Codec(nn.Module):
         self.calibrate(raw_mean, raw_std)
 
     def calibrate(self, raw_mean: Sequence[float], raw_std: Sequence[float]) -> None:
-        """Set the constants of the data, m_raw and s_raw."""
+        """Set the constants of the data.
+
+        Args:
+            raw_mean: m_raw, C numbers.
+            raw_std: s_raw, C positive numbers.
+
+        Raises:
+            ValueError: for another number of them, or a deviation that is not positive.
+        """
         if not raw_mean or not self.channels == len(raw_mean) == len(raw_std) or not min(raw_std) > 0:
             raise ValueError(f"raw_mean {raw_mean}, raw_std {raw_std}; expected a mean and a deviation > 0 a channel")
         scale = self.final_std / torch.tensor(raw_std, dtype=torch.float64)
@@ -83,11 +97,11 @@ class Codec(nn.Module):
         self.scale, self.bias = scale.to(self.scale), bias.to(self.bias)
 
     def raw_moments(self, images: Tensor) -> Tensor:
-        """(B, 2C, h, w) of a few pictures in [-1, 1]."""
+        """Moments of a few pictures in [-1, 1], unchecked: (B, 3, H, W) -> (B, 2C, h, w)."""
         raise NotImplementedError  # pragma: no cover - abstract
 
     def raw_decode(self, latents: Tensor) -> Tensor:
-        """Pictures, possibly outside [-1, 1], of a few raw latents."""
+        """Pictures of a few raw latents, unchecked: (B, C, h, w) -> (B, 3, H, W), possibly outside [-1, 1]."""
         raise NotImplementedError  # pragma: no cover - abstract
 
     @torch.no_grad()
@@ -98,7 +112,7 @@ class Codec(nn.Module):
             images: (B, 3, H, W) in [-1, 1], H and W multiples of ``factor``.
 
         Returns:
-            (B, 2C, H/factor, W/factor).
+            (B, 2C, h, w), h = H / factor, w = W / factor.
 
         Raises:
             InputError: for another shape, or numbers that are not finite.
@@ -136,12 +150,18 @@ class Codec(nn.Module):
         return raw * self._row(self.scale, raw) + self._row(self.bias, raw)
 
     def encode(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """Latents (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1]; see `moments` and `draw`."""
+        """Latents of pictures in [-1, 1], (B, 3, H, W) -> (B, C, h, w): `moments`, then `draw`."""
         return self.draw(self.moments(images), seeds)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] of latents (B, C, h, w).
+        """Pictures of latents.
+
+        Args:
+            latents: (B, C, h, w).
+
+        Returns:
+            (B, 3, H, W), clipped to [-1, 1].
 
         Raises:
             InputError: for another shape, or numbers that are not finite.
@@ -165,6 +185,9 @@ class StabilityCodec(Codec):
         source: folder with the VAE's ``config.json`` and weights, a hub name whose files are on this machine
             already (nothing is downloaded), or a ready ``AutoencoderKL``; read when first needed.
         batch: pictures worked on at a time.
+
+    Raises:
+        InputError: for a ready VAE of another factor or number of channels.
     """
 
     def __init__(
@@ -176,7 +199,7 @@ class StabilityCodec(Codec):
         self._vae: list[Any] = [self._ready(source)] if isinstance(source, nn.Module) else []
 
     def vae(self) -> Any:
-        """The VAE, read from ``source`` at the first call.
+        """The VAE, read from ``source`` at the first call, on the codec's device.
 
         Raises:
             InputError: if diffusers is missing, or the VAE is not on this machine or does not fit.

@@ -1,6 +1,6 @@
 """Data sets of latents: the moments of encoded pictures, in EDM2's layout.
 
-::
+A zip archive holds, for C channels of h x w cells,
 
     00000/img-mean-std-00000000.npy    float32 (2C, h, w): C raw means, then C raw standard deviations
     dataset.json                       labels, as for pictures (`archive`)
@@ -88,6 +88,10 @@ def encode_dataset(
 
     Returns:
         How many were written.
+
+    Raises:
+        InputError: for pictures or labels that cannot be read, pictures that do not fit the codec, or a file that
+            exists or cannot be written.
     """
     can_hold = source.path.is_dir() or source.path.suffix.lower() == ".zip"
     found = read_labels(source.path, source.names) if can_hold else None
@@ -103,7 +107,7 @@ def encode_dataset(
 
 
 class LatentSource:
-    """Moments of encoded pictures from an archive, sorted by name.
+    """Moments of encoded pictures from an archive, sorted by name: ``source[i]`` is (2C, h, w) float32.
 
     Args:
         path: the archive.
@@ -143,13 +147,35 @@ class LatentSource:
         return torch.from_numpy(array.astype(np.float32))
 
     def moments(self, indices: Sequence[int] | None = None) -> Tensor:
-        """The chosen moments (all, if ``None``), (N, 2C, h, w)."""
+        """Moments of chosen pictures.
+
+        Args:
+            indices: N of them; ``None`` = all.
+
+        Returns:
+            (N, 2C, h, w) float32.
+
+        Raises:
+            InputError: for a damaged array, another shape than the others', or another number of channels.
+        """
         return torch.stack([self[i] for i in (range(len(self)) if indices is None else indices)])
 
     def draw(self, codec: Codec, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Tensor:
-        """Latents (N, C, h, w) of the chosen pictures, one seed each; without seeds, of the means."""
+        """Latents of chosen pictures.
+
+        Args:
+            codec: gives the scale.
+            indices: N of them.
+            seeds: one a picture; ``None`` takes the means.
+
+        Returns:
+            (N, C, h, w).
+
+        Raises:
+            InputError: as `moments` and `Codec.draw`.
+        """
         return codec.draw(self.moments(indices), seeds)
 
     def labels(self) -> Tensor | None:
-        """Labels in order; see `archive.read_labels`."""
+        """Classes (N,) int64, vectors (N, n) float32, or ``None`` without labels; errors as `archive.read_labels`."""
         return read_labels(self.path, self.names)

@@ -3,16 +3,16 @@ r"""Masks between pixels and latents, and the way back without a visible seam.
 A latent cell is known only if all its pixels are: the hole is max-pooled.  A cell beside the hole was still encoded by
 convolutions that saw it; ``grow`` gives up such cells, too.
 
-The decoder reproduces known pixels only roughly, so they are pasted.  Let e = y - decoded be its error there.  At the
-hole's edge the paste jumps by e.  Blending carries e on into the hole and lets it fade: a hole pixel p at distance
-k <= n from the known ones (in king's moves) becomes
+The decoder reproduces known pixels only roughly, so they are pasted.  Let $e = y - \mathrm{decoded}$ be its error
+there.  At the hole's edge the paste jumps by $e$.  Blending carries $e$ on into the hole and lets it fade: a hole pixel
+$p$ at distance $k \le n$ from the known ones (in king's moves) becomes
 
 $$
-\mathrm{decoded}(p) + \big(1 - \tfrac{k}{n+1}\big)\, \bar e(p), \qquad
-\bar e(p) = \text{mean of } e \text{ over the known pixels at distance } k \text{ of } p ,
+\mathrm{decoded}(p) + \big(1 - \tfrac{k}{n+1}\big)\, \bar e(p),
 $$
 
-its nearest ones: the farther inside, the more of them, and the smoother what is carried on.
+where $\bar e(p)$ is the mean of $e$ over the known pixels at distance $k$ of $p$, its nearest ones: the farther inside,
+the more of them, and the smoother what is carried on.
 
 Known pixels are never touched.  Masks: 1 = known, 0 = hole.
 """
@@ -37,7 +37,7 @@ def latent_mask(mask: Tensor, factor: int, grow: int = 0) -> Tensor:
         grow: cells by which the hole is widened.
 
     Returns:
-        Like ``mask``, at 1/factor of its size.
+        (B, 1, h, w) or (1, h, w), h = H / factor, w = W / factor; 1 = known.
 
     Raises:
         InputError: if the size is no multiple of ``factor``, or ``grow`` is negative.
@@ -58,7 +58,7 @@ def fill(y: Tensor, mask: Tensor) -> Tensor:
         mask: (B, 1, H, W), 1 = known.
 
     Returns:
-        Like ``y``; zero where nothing is known at all.
+        (B, C, H, W), known pixels as they are; an image of which nothing is known is 0.
     """
     y = torch.where(mask.bool(), y, 0.0)
     if bool(mask.all()) or max(y.shape[-2:]) < 2:

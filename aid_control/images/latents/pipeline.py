@@ -4,9 +4,10 @@ $$
 \hat x = \mathrm{paste}\big(G(\hat z)\big), \qquad \hat z = \mathrm{inpaint}\big(E(y'), M_z\big)
 $$
 
-with y' the picture whose hole is filled calmly, so that its edge does not ring in the known cells, and M_z the latent
-mask (`masks`).  In between nothing is new: the same problem, guidance and solver as for pixels, whose Observation
-is (E(y'), M_z).  A mask of scattered pixels leaves no cell known: then what is known only enters by pasting.
+with $y'$ the picture whose hole is filled calmly, so that its edge does not ring in the known cells, $E$ and $G$ the
+codec's encoder and decoder, and $M_z$ the latent mask (`masks`).  In between nothing is new: the same problem, guidance
+and solver as for pixels, whose observation is $(E(y'), M_z)$.  A mask of scattered pixels leaves no cell known: then
+what is known only enters by pasting.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ __all__ = ["check_latent", "inpaint_latent", "observe_latent"]
 def check_latent(backbone: Denoiser, codec: Codec, y: Tensor, mask: Tensor) -> None:
     """Refuse pictures that do not fit the codec and the backbone, or a codec that does not fit the backbone.
 
+    Args:
+        backbone: denoiser of latents (C, h, w).
+        codec: between pictures and its latents.
+        y: pictures (B, 3, H, W) in [-1, 1], H and W ``codec.factor`` times h and w.
+        mask: (B, 1, H, W), 1 = known.
+
     Raises:
         InputError: for another size or number of channels, NaN in known pixels, or a bad mask.
     """
@@ -43,7 +50,7 @@ def check_latent(backbone: Denoiser, codec: Codec, y: Tensor, mask: Tensor) -> N
 def observe_latent(
     codec: Codec, y: Tensor, mask: Tensor, seeds: Sequence[int] | None = None, grow: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """What is known, as latents: (latents, zero in the hole; latent mask).
+    """What is known, as latents.
 
     Args:
         codec: the encoder.
@@ -51,6 +58,12 @@ def observe_latent(
         mask: (B, 1, H, W), 1 = known.
         seeds: of the draws, one a picture; ``None`` takes the means.
         grow: latent cells by which the hole is widened.
+
+    Returns:
+        Latents (B, C, h, w), 0 in the hole, and their mask (B, 1, h, w), 1 = known.
+
+    Raises:
+        InputError: for pictures, masks or seeds that do not fit the codec, or a negative ``grow``.
     """
     cells = latent_mask(mask, codec.factor, grow)
     return codec.encode(fill(y, mask), seeds) * cells, cells

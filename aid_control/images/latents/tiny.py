@@ -1,13 +1,13 @@
 r"""A small codec of our own, for tests and demonstrations: eight by eight pixels become four numbers.
 
-An autoencoder with encoder E and decoder G, trained on pictures by
+An autoencoder with encoder $e$ and decoder $G$, trained on $d$-dimensional pictures by
 
 $$
-\min\; E\big|G(z + s\,\epsilon) - x\big|^2 / d + w\, E|z|^2 / d_z, \qquad z = E(x),\; \epsilon \sim N(0, I).
+\min\; E\,\big|G(z + s\,\epsilon) - x\big|^2 / d + w\, E|z|^2 / d_z, \qquad z = e(x),\; \epsilon \sim N(0, I).
 $$
 
-The noise makes the decoder forgive small errors of a sampler, the penalty keeps z from growing away from the noise.
-The moments are (E(x), s); after training, the mean and deviation of its latents over the data become the codec's
+The noise makes the decoder forgive small errors of a sampler, the penalty keeps $z$ from growing away from the noise.
+The moments are $(e(x), s)$; after training, the mean and deviation of its latents over the data become the codec's
 constants, so that the final latents have mean 0 and deviation 1/2, as in EDM2.  Training is a pure function of its
 arguments.  It blurs: a factor of 48 in numbers is what the Stability VAE has too, with a thousand times its weights.
 """
@@ -55,6 +55,9 @@ class TinyCodec(Codec):
         channels: of the latents.
         raw_mean: their mean over the data; default 0.
         raw_std: their deviation; default 1.
+
+    Raises:
+        ValueError: for constants that `Codec.calibrate` refuses.
     """
 
     def __init__(
@@ -151,7 +154,12 @@ def _measure(codec: TinyCodec, images: Tensor, most: int = 2048) -> None:
 
 
 def save_codec(path: str | os.PathLike[str], codec: TinyCodec) -> None:
-    """Write a codec atomically, constants included."""
+    """Write a codec atomically, constants included.
+
+    Args:
+        path: target.
+        codec: as `fit_codec` makes it.
+    """
     std = (codec.final_std / codec.scale.double()).tolist()
     mean = (-codec.bias.double() / codec.scale.double()).tolist()
     config = {"width": codec.width, "channels": codec.channels, "raw_mean": mean, "raw_std": std}
@@ -164,6 +172,9 @@ def load_codec(path: str | os.PathLike[str], device: torch.device | str = "cpu")
     Args:
         path: the file.
         device: where to put it.
+
+    Returns:
+        The codec in evaluation mode, without gradients.
 
     Raises:
         InputError: if the file is missing, truncated, or holds no codec.

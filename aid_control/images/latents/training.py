@@ -1,7 +1,7 @@
 r"""Batches for training guidance in latent space: the trainer, the networks and both phases are those of pixels.
 
-The clean "image" is a latent z ~ q(z | x), drawn anew from its picture's moments at every visit; the mask is a pixel
-mask seen through the codec's cells (`masks`).  In use the known cells come from the encoder's view of a picture
+The clean "image" is a latent $z \sim q(z \mid x)$, drawn anew from its picture's moments at every visit; the mask is a
+pixel mask seen through the codec's cells (`masks`).  In use the known cells come from the encoder's view of a picture
 with a filled hole; far from the hole the two agree.
 """
 
@@ -24,7 +24,7 @@ class LatentInpaintingData(InpaintingData):
     """Training batches of latents, a pure function of (seed, iteration).
 
     Args:
-        moments: (N, 2C, h, w), see `dataset.LatentSource`.
+        moments: (N, 2C, h, h), see `dataset.LatentSource`; square, as masks are.
         codec: gives the scale and the size of a cell.
         mask_kind: of the pixel masks.
         seed: of everything random.
@@ -43,7 +43,18 @@ class LatentInpaintingData(InpaintingData):
         self.codec = codec
 
     def clean_and_mask(self, batch: int, iteration: int) -> tuple[Tensor, Tensor]:
-        """Latents and their masks of one iteration; no mirror images: a mirrored latent is none."""
+        """One iteration's latents and masks; no mirror images: a mirrored latent is none.
+
+        Args:
+            batch: how many.
+            iteration: which, from 0.
+
+        Returns:
+            Clean latents (batch, C, h, h) and their masks (batch, 1, h, h), 1 = known, on the device.
+
+        Raises:
+            InputError: for an unknown mask kind, or pictures too small for masks, as `masks.make_mask`.
+        """
         gen = generator(self.seed, 0x3A5C, iteration)
         seeds = torch.randint(2**31, (batch,), generator=gen).tolist()
         z = self.codec.draw(self.images[batch_indices(len(self.images), batch, iteration, self.seed)], seeds)

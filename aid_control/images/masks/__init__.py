@@ -66,21 +66,19 @@ def _make(kind: str, size: int, rng: torch.Generator, coverage: float | None) ->
 def make_mask(kind: str, size: int, seed: int, coverage: float | None = None) -> Tensor:
     """A mask by name.
 
-    ===============================  ====================================================  =======================
-    kind                             hole                                                  coverage
-    ===============================  ====================================================  =======================
-    ``box``                          centred square, side size/2                           nearest side
-    ``random_box``                   square, side in [size/4, 5 size/8], margin size/16    nearest side
-    ``half``                         right half (any half within ``mixed``)                nearest number of columns
-    ``border``                       all but a centred square of side size/2               nearest side
-    ``lines``                        every second row, from row 1                          none
-    ``grid2``, ``grid4``             all but one pixel of every 2 x 2, 4 x 4               none
-    ``random``                       single pixels, 30 to 92 %                             exact number of pixels
-    ``freeform``                     LaMa's medium strokes, at most half                   within 0.02
-    ``freeform_thin``                LaMa's thin masks for 256, at most half               within 0.02
-    ``freeform_medium``, ``_thick``  the same, with boxes 3 times in 13                   within 0.02
-    ``mixed``                        box, random_box, half, random or freeform             none
-    ===============================  ====================================================  =======================
+    | kind | hole | coverage |
+    |---|---|---|
+    | `box` | centred square, side size/2 | nearest side |
+    | `random_box` | square, side in [size/4, 5 size/8], margin size/16 | nearest side |
+    | `half` | right half (any half within `mixed`) | nearest number of columns |
+    | `border` | all but a centred square of side size/2 | nearest side |
+    | `lines` | every second row, from row 1 | none |
+    | `grid2`, `grid4` | all but one pixel of every 2 x 2, 4 x 4 | none |
+    | `random` | single pixels, 30 to 92 % | exact number of pixels |
+    | `freeform` | LaMa's medium strokes, at most half | within 0.02 |
+    | `freeform_thin` | LaMa's thin masks for 256, at most half | within 0.02 |
+    | `freeform_medium`, `freeform_thick` | the same, with boxes 3 times in 13 | within 0.02 |
+    | `mixed` | `box`, `random_box`, `half`, `random` or `freeform` | none |
 
     Args:
         kind: one of ``MASK_KINDS``.

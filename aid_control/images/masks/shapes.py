@@ -4,13 +4,15 @@ The hole of a shape of side $N$ has a fraction $h$ of the pixels.  Where a cover
 the free whole number of the shape is the one whose $h$ comes nearest to it (the smaller of two equally near):
 
 $$
-h_{\mathrm{box}}(s) = \frac{s^2}{N^2}, \quad 1 \le s \le N, \qquad
-h_{\mathrm{half}}(k) = \frac{k}{N}, \quad 1 \le k \le N, \qquad
-h_{\mathrm{border}}(s) = 1 - \frac{s^2}{N^2}, \quad 0 \le s \le N - 1,
+\begin{aligned}
+h_{\mathrm{box}}(s) &= \frac{s^2}{N^2}, && 1 \le s \le N, \\
+h_{\mathrm{half}}(k) &= \frac{k}{N}, && 1 \le k \le N, \\
+h_{\mathrm{border}}(s) &= 1 - \frac{s^2}{N^2}, && 0 \le s \le N - 1,
+\end{aligned}
 $$
 
-and ``random`` takes max(1, round($c N^2$)) pixels, uniform among all such sets.  Without a coverage, $s =
-\lfloor N / 2 \rfloor$ for box and border and $k = \lceil N / 2 \rceil$.  What lies in the middle starts at
+and ``random`` takes $\max(1, \mathrm{round}(c N^2))$ pixels, uniform among all such sets.  Without a coverage,
+$s = \lfloor N / 2 \rfloor$ for box and border and $k = \lceil N / 2 \rceil$.  What lies in the middle starts at
 $\lfloor (N - s) / 2 \rfloor$.  Lines and grids have no such number: with a step $d$, the pixels whose row
 and column are multiples of $d$ are known, $h \approx 1 - d^{-2}$.
 
@@ -64,7 +66,7 @@ def box(size: int, coverage: float | None = None) -> Tensor:
         coverage: hole fraction in (0, 1]; ``None``: a side of half the image.
 
     Returns:
-        (1, size, size) float32, as for every function here.
+        (1, size, size) float32, 1 = known.
     """
     side = size // 2 if coverage is None else _box_side(size, coverage)
     return _square(size, (size - side) // 2, (size - side) // 2, side)
@@ -77,6 +79,9 @@ def random_box(size: int, rng: torch.Generator, coverage: float | None = None) -
         size: side of the image in pixels.
         rng: draws the side, unless the coverage sets it, and the place.
         coverage: hole fraction in (0, 1]; ``None``: a side uniform in [size/4, 5 size/8].
+
+    Returns:
+        (1, size, size) float32, 1 = known.
     """
     side = integer(rng, math.ceil(size / 4), size * 5 // 8) if coverage is None else _box_side(size, coverage)
     margin = min(size // 16, (size - side) // 2)
@@ -90,6 +95,9 @@ def half(size: int, coverage: float | None = None) -> Tensor:
     Args:
         size: side of the image in pixels.
         coverage: hole fraction in (0, 1]; ``None``: one half.
+
+    Returns:
+        (1, size, size) float32, 1 = known.
     """
     columns = size - size // 2 if coverage is None else _nearest(range(1, size + 1), lambda k: k / size, coverage)
     mask = torch.ones(1, size, size)
@@ -103,6 +111,9 @@ def border(size: int, coverage: float | None = None) -> Tensor:
     Args:
         size: side of the image in pixels.
         coverage: hole fraction in (0, 1]; ``None``: the known square has half the side, a hole of 3/4.
+
+    Returns:
+        (1, size, size) float32, 1 = known.
     """
     side = size // 2 if coverage is None else _nearest(range(size), lambda s: 1 - s * s / size**2, coverage)
     return 1 - _square(size, (size - side) // 2, (size - side) // 2, side)
@@ -113,6 +124,9 @@ def lines(size: int) -> Tensor:
 
     Args:
         size: side of the image in pixels.
+
+    Returns:
+        (1, size, size) float32, 1 = known.
     """
     mask = torch.ones(1, size, size)
     mask[:, 1::2] = 0
@@ -125,6 +139,9 @@ def grid(size: int, step: int) -> Tensor:
     Args:
         size: side of the image in pixels.
         step: side of the blocks in pixels.
+
+    Returns:
+        (1, size, size) float32, 1 = known.
     """
     mask = torch.zeros(1, size, size)
     mask[:, ::step, ::step] = 1
@@ -138,6 +155,9 @@ def random_pixels(size: int, rng: torch.Generator, coverage: float | None = None
         size: side of the image in pixels.
         rng: draws the fraction, unless it is given, and the pixels.
         coverage: hole fraction in (0, 1]; ``None``: uniform in [0.3, 0.92].
+
+    Returns:
+        (1, size, size) float32, 1 = known.
     """
     low, high = COVERAGE
     fraction = low + (high - low) * float(torch.rand((), generator=rng)) if coverage is None else coverage

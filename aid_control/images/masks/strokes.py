@@ -11,14 +11,12 @@ held inside the canvas, with $n$, the lengths $\ell_j$ and the widths uniform wh
 boxes has some rectangles with sides uniform in a range, uniform among the places that keep a margin.  The presets, in
 pixels of a 256 canvas, with the odds of strokes to boxes 1 : 0.3 where there are boxes:
 
-===============  =======  ======  =======  =====  ======  ======
-preset           strokes  widths  lengths  boxes  sides   margin
-===============  =======  ======  =======  =====  ======  ======
-freeform         4-6      5-54    10-109
-freeform_thin    4-51     6-15    10-49
-freeform_medium  4-6      6-55    10-109   1-5    10-50   0
-freeform_thick   1-6      6-105   10-209   1-3    30-150  10
-===============  =======  ======  =======  =====  ======  ======
+| preset | strokes | widths | lengths | boxes | sides | margin |
+|---|---|---|---|---|---|---|
+| `freeform` | 4-6 | 5-54 | 10-109 | | | |
+| `freeform_thin` | 4-51 | 6-15 | 10-49 | | | |
+| `freeform_medium` | 4-6 | 6-55 | 10-109 | 1-5 | 10-50 | 0 |
+| `freeform_thick` | 1-6 | 6-105 | 10-209 | 1-3 | 30-150 | 10 |
 
 LaMa's files say one stroke less, but its sampler includes one more.  Its widths are one pixel less as well, but OpenCV,
 which it draws with, makes lines wider than asked for (5: 6.9, 10: 10.9, 54: 54.6 on average over directions), while

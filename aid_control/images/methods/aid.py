@@ -1,10 +1,10 @@
 r"""AID, amortised inpainting guidance: the flow plus a learned control, the mean of a Gaussian policy.
 
 $$
-\dot x = (x - D(x; \sigma) - v(x, y, M; \sigma))/\sigma .
+\frac{dx}{d\sigma} = \frac{x - D(x; \sigma) - v(x, y, M; \sigma)}{\sigma} .
 $$
 
-The control problem is `problem`, the module `guidance`.
+The control problem is in `problem`, the module $v$ in `guidance` (Huang and Zhou 2026, arXiv 2605.13010).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def aid(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by AID; arguments and result as `task.Method`, ``solver`` as `inpaint.inpaint`.
+    """Inpaint by AID; arguments, result and errors as `task.Method`, ``solver`` as `inpaint.inpaint`.
 
     Args:
         backbone: frozen denoiser.

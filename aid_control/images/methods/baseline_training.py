@@ -1,12 +1,12 @@
 r"""What the trainers of trained baselines share: averaged weights, guarded steps, and states to go on from.
 
-The average of the weights has a half-life in images, at most a share r of the images seen so far,
+The average of the weights has a half-life $h$ in images, at most a share $r$ of the images seen so far,
 
 $$
 \bar\theta \leftarrow \theta + 2^{-B/\min(h,\, r\, n)} (\bar\theta - \theta),
 $$
 
-B images an iteration, n images seen (as EDM's training).  All randomness is keyed by (seed, iteration), so a
+$B$ images an iteration, $n$ images seen (as EDM's training).  All randomness is keyed by (seed, iteration), so a
 restored run is the uninterrupted run.
 """
 
@@ -41,16 +41,24 @@ class Trainer(Protocol):
         """What is trained; its ``facts`` go into the file."""
 
     def step(self) -> float | dict[str, float]:
-        """One iteration; returns the loss, or what a progress bar shows."""
+        """One iteration; returns the loss, or numbers by name for a progress bar."""
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on where a run stopped.
+
+        Args:
+            state: what `state` returned.
+        """
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the averaged weights."""
+        """Write the averaged weights.
+
+        Args:
+            path: target, ``.safetensors``.
+        """
 
 
 class BaselineTrainer(Generic[N]):
@@ -100,11 +108,16 @@ class BaselineTrainer(Generic[N]):
         return self.iteration * self.batch
 
     def step(self) -> float | dict[str, float]:
-        """One iteration; returns what a progress bar shows."""
+        """One iteration; returns the loss, or numbers by name for a progress bar."""
         raise NotImplementedError  # pragma: no cover - abstract
 
     def descend(self, name: str, loss: Tensor) -> None:
-        """One step of the optimiser ``name`` down ``loss``; skipped where the gradient is not finite."""
+        """One optimiser step down a loss, its gradient clipped to the norm ``clip``; skipped where that is not finite.
+
+        Args:
+            name: of the network and of its optimiser, a key of ``networks`` and ``optimizers``.
+            loss: a scalar with gradients to the network's weights.
+        """
         net, optimizer = self.networks[name], self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -118,7 +131,7 @@ class BaselineTrainer(Generic[N]):
         move_average(self.average, self.net, self.batch, self.images_seen, self.ema_halflife, self.ema_rampup)
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on."""
+        """Everything needed to go on: iteration, average, and the states of networks and optimisers by name."""
         return {
             "iteration": self.iteration,
             "average": self.average,
@@ -127,7 +140,15 @@ class BaselineTrainer(Generic[N]):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state` (extra keys are ignored)."""
+        """Go on where a run stopped.
+
+        Args:
+            state: what `state` returned, of a trainer with the same networks; extra keys are ignored.
+
+        Raises:
+            KeyError: if something is missing from it.
+            RuntimeError: if its weights do not fit the networks.
+        """
         self.iteration = int(state["iteration"])
         self.average = {k: v.clone().to(self.average[k].device) for k, v in state["average"].items()}
         for name, net in self.networks.items():

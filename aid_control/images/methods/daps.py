@@ -1,22 +1,26 @@
 r"""DAPS, decoupled annealing posterior sampling (Zhang et al. 2024).
 
-At every level s of an annealing: (1) x runs down the probability-flow ODE to an estimate $\hat x_0$
-(``ode_steps`` Euler steps of a rho = 7 grid); (2) n Langevin steps of size h sample
-$p(x_0 | \hat x_0, y) \propto N(x_0; \hat x_0, s^2)\, N(y; x_0, \tau^2)$ (the second factor for known pixels),
-starting from $\hat x_0$; (3) noise of the next level is added, $x = x_0 + s' z$.
+At every level $s$ of an annealing,
 
-For inpainting the target of (2) is a diagonal Gaussian, of precision $a = s^{-2} + M \tau^{-2}$ and mean c, and
-n steps $x \leftarrow x - h a (x - c) + \sqrt{2 h}\, z$ are a linear recursion.  With q = 1 - h a it ends at
+1. $x$ runs down the probability-flow ODE to an estimate $\hat x_0$ (``ode_steps`` Euler steps of a grid with
+   $\rho = 7$);
+2. $n$ Langevin steps of size $h$ sample
+   $p(x_0 \mid \hat x_0, y) \propto N(x_0; \hat x_0, s^2)\, N(y; x_0, \tau^2)$ (the second factor for known pixels),
+   starting from $\hat x_0$;
+3. noise of the next level is added, $x = x_0 + s' z$.
+
+For inpainting the target of step 2 is a diagonal Gaussian, of precision $a = s^{-2} + M \tau^{-2}$ and mean $c$, and
+$n$ steps $x \leftarrow x - h a (x - c) + \sqrt{2 h}\, z$ are a linear recursion.  With $q = 1 - h a$ it ends at
 
 $$
 x_n = c + q^n (\hat x_0 - c) + \sqrt{2 h\, (1 - q^{2n})/(1 - q^2)}\; z ,
 $$
 
-one draw with the law of the n published steps (which, in the hole, are far from having converged: they add noise
-of deviation 0.1 whatever s).  The last level returns $\hat x_0$.
+one draw with the law of the $n$ published steps (which, in the hole, are far from having converged: they add noise
+of deviation 0.1 whatever $s$).  The last level returns $\hat x_0$.
 
-Published (pixels): 200 levels from 100 to 0.1, 5 ODE steps, n = 100, h = 5e-5 falling linearly to 1 % of it,
-tau = 0.01: 1,000 denoiser calls.
+Published (pixels): 200 levels from 100 to 0.1, 5 ODE steps, $n = 100$, $h = 5 \cdot 10^{-5}$ falling linearly to 1 % of
+it, $\tau = 0.01$: 1,000 denoiser calls.
 """
 
 from __future__ import annotations
@@ -75,7 +79,7 @@ def daps(
     rate_end: float = 0.01,
     tau: float = 0.01,
 ) -> Tensor:
-    """Inpaint by DAPS; arguments and result as `task.Method`.
+    """Inpaint by DAPS; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: frozen denoiser.
@@ -89,7 +93,7 @@ def daps(
         ode_steps: Euler steps of each run down the flow.
         langevin_steps: n.
         rate: h at the first level.
-        rate_end: share of it left at the last level; falls linearly.
+        rate_end: share of ``rate`` to which h falls linearly over the levels.
         tau: deviation of known pixels in the likelihood.
 
     Raises:

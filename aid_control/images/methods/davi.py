@@ -9,18 +9,21 @@ $$
 trained by the integral Kullback-Leibler divergence to the prior, along the noise levels s, and by data terms:
 
 $$
-\nabla_\phi L = E\, w(s) \big(D_\psi(x + s n; s) - D_\theta(x + s n; s)\big)^\top \frac{\partial x}{\partial \phi}
-+ \nabla_\phi E \big[ a \| M (y - x) \|^2 + b \| M (x_0 - x) \|^2 + c \| x_0 - x \|^2 \big].
+\begin{aligned}
+\nabla_\phi L ={}
+& E\, w(s) \big(D_\psi(x + s n; s) - D_\theta(x + s n; s)\big)^\top \frac{\partial x}{\partial \phi} \\
+& + \nabla_\phi E \big[ a \| M (y - x) \|^2 + b \| M (x_0 - x) \|^2 + c \| x_0 - x \|^2 \big].
+\end{aligned}
 $$
 
 $D_\theta$ is the frozen backbone and $D_\psi$ a denoiser of the generator's own samples, learned beside
-it, so that $(D_\psi - D_\theta)/s^2$ is the difference of the scores of q and of the prior at level s; with
+it, so that $(D_\psi - D_\theta)/s^2$ is the difference of the scores of $q$ and of the prior at level $s$; with
 $w = 1/s^2$ the first term is the gradient of $KL(q_s \| p_s)$.  Norms are means over pixels.  Published
-for inpainting of faces (repository): w = 1/s, s uniform over the 1,000 levels of DDPM's linear schedule, h = 0.1,
-a = 0.5, b = 1, c = 0.1.
+for inpainting of faces (repository): $w = 1/s$, $s$ uniform over the 1,000 levels of DDPM's linear schedule,
+$h = 0.1$, $a = 0.5$, $b = 1$, $c = 0.1$.
 
-*Bridge.*  In training the generator's input is moved from y towards x_0 (the paper's perturbed posterior bridge): at
-bridge time $\tau \sim Beta(3, 1)$, with $s_\tau$ the schedule's level,
+*Bridge.*  In training the generator's input is moved from $y$ towards $x_0$ (the paper's perturbed posterior bridge):
+at bridge time $\tau \sim Beta(3, 1)$, with $s_\tau$ the schedule's level,
 
 $$
 u_\tau = (1 - m_\tau) x_0 + m_\tau y + \frac{s_\tau^2}{1 + s_\tau^2} h z, \qquad
@@ -29,14 +32,14 @@ $$
 
 $\tau = 1$ is the input of inference.
 
-*In sigma form.*  A variance-preserving network sees u itself; a network for $x_0 + s n$ sees the same through
+*In sigma form.*  A variance-preserving network sees $u$ itself; a network for $x_0 + s n$ sees the same through
 $x = \sqrt{1 + s^2}\, u$, so $I_\phi(u) = D_\phi(\sqrt{1 + s_\tau^2}\, u, y, M; s_\tau)$.
 
-*What differs from the paper.*  One network for all masks instead of one an operator, hence y and M are also given as
-channels (`backbones.conditional`, zero weights at the start).  No adversarial loss (the published code adds a
-patch discriminator).  No tanh behind the network, so that it starts as the backbone.  Levels end at EDM's 80 instead of
+*What differs from the paper.*  One network for all masks instead of one an operator, hence $y$ and $M$ are also given
+as channels (`backbones.conditional`, zero weights at the start).  No adversarial loss (the published code adds a patch
+discriminator).  No tanh behind the network, so that it starts as the backbone.  Levels end at EDM's 80 instead of
 157.4.  The observation has no noise: known pixels are pasted into the generated image, in training too by default
-(`davi_training` says why), and a and b then have no effect.
+(`davi_training` says why), and $a$ and $b$ then have no effect.
 """
 
 from __future__ import annotations
@@ -75,20 +78,23 @@ def load_davi(
 
 
 def bridge_weight(tau: Tensor) -> Tensor:
-    """m_tau, the weight of y in the bridge's mean, for tau in [0, 1]."""
+    """m_tau, the weight of y in the bridge's mean, rising from 0 to 1: tau in [0, 1], any shape -> the same shape."""
     return torch.where(tau <= 0.5, 2 * tau**2, 1 - 2 * (1 - tau) ** 2)
 
 
 def bridge(x0: Tensor, y: Tensor, tau: Tensor, level: Tensor, z: Tensor, h: float = PERTURBATION) -> Tensor:
-    """u_tau of the module.
+    """u_tau of the module: the generator's input in training.
 
     Args:
         x0: clean images (B, C, H, W).
-        y: observed images, zero in the hole.
-        tau: bridge times (B,).
+        y: observed images (B, C, H, W), zero in the hole.
+        tau: bridge times (B,), in [0, 1].
         level: s_tau (B,).
         z: unit noise like ``x0``.
         h: size of the perturbation.
+
+    Returns:
+        Images (B, C, H, W).
     """
     m, s2 = bridge_weight(tau).reshape(-1, 1, 1, 1), level.square().reshape(-1, 1, 1, 1)
     return (1 - m) * x0 + m * y + s2 / (1 + s2) * h * z
@@ -106,6 +112,9 @@ def generate(
         mask: (B, 1, H, W), 1 = known.
         level: s_tau (B,).
         class_labels: one-hot (B, n).
+
+    Returns:
+        Generated images (B, C, H, W), nothing pasted.
     """
     x = (1 + level.square()).sqrt().reshape(-1, 1, 1, 1) * u
     return net(observed(x, y, mask), level, class_labels)
@@ -113,7 +122,7 @@ def generate(
 
 @torch.no_grad()
 def kl_direction(prior: Denoiser, learned: Denoiser, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """D_psi - D_theta at x + s n: s^2 times the gradient in x of log q_s - log p_s.
+    r"""$D_\psi - D_\theta$ at $x + s n$, which is $s^2\, \nabla \log (q_s/p_s)$ there.
 
     Args:
         prior: D_theta.
@@ -121,6 +130,9 @@ def kl_direction(prior: Denoiser, learned: Denoiser, x: Tensor, sigma: Tensor, n
         x: samples of q (B, C, H, W).
         sigma: noise levels (B,).
         noise: unit noise like ``x``.
+
+    Returns:
+        (B, C, H, W), without gradients.
     """
     noisy = x + sigma.reshape(-1, 1, 1, 1) * noise
     return learned(noisy, sigma) - prior(noisy, sigma)
@@ -140,7 +152,7 @@ def davi(
     callback: Callback | None = None,
     perturbation: float = PERTURBATION,
 ) -> Tensor:
-    """Inpaint in one evaluation; arguments and result as `task.Method`.
+    """Inpaint in one evaluation; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: not evaluated; the images must fit it.

@@ -10,8 +10,8 @@ An iteration draws images, masks and bridge times, generates $x = I_\phi(u_\tau)
 
 The generated images of 1 and 2 are the same (the published code generates twice).  Both use AdamW.
 
-*Pasting.*  An observation without noise has a posterior whose known part is y.  With ``paste`` the generated image is
-$M y + (1 - M) I_\phi$, in training as in use: the terms a and b vanish, and the gradient is the hole's.  Without,
+*Pasting.*  An observation without noise has a posterior whose known part is $y$.  With ``paste`` the generated image is
+$M y + (1 - M) I_\phi$, in training as in use: the terms $a$ and $b$ vanish, and the gradient is the hole's.  Without,
 the published weights give a known pixel 16 times the weight of one in the hole, and what is learned first is to copy
 the observation, which is zero in the hole.
 """
@@ -57,7 +57,7 @@ class DaviLoss:
 
 
 def inverse_level(sigma: Tensor) -> Tensor:
-    """w(s) = 1/s, the published code's weight."""
+    """w(s) = 1/s, the published code's weight: (B,) -> (B,)."""
     return 1 / sigma
 
 
@@ -71,17 +71,20 @@ def generator_loss(
     loss: DaviLoss = DaviLoss(),  # noqa: B008 - frozen
     weight: Callable[[Tensor], Tensor] = inverse_level,
 ) -> Tensor:
-    """A number whose gradient in x is the objective's, () .
+    """A number whose gradient in x is that of the objective in `davi`.
 
     Args:
-        x: generated images (B, C, H, W).
-        x0: clean images.
-        y: observed images.
+        x: generated images (B, C, H, W), with gradients to the generator.
+        x0: clean images (B, C, H, W).
+        y: observed images (B, C, H, W), zero in the hole.
         mask: (B, 1, H, W), 1 = known.
-        direction: D_psi - D_theta, `davi.kl_direction`.
+        direction: D_psi - D_theta, (B, C, H, W), by `davi.kl_direction`; held constant.
         sigma: its noise levels (B,).
         loss: weights of the terms.
-        weight: w(s).
+        weight: w(s), (B,) -> (B,).
+
+    Returns:
+        A scalar.
     """
     divergence = (weight(sigma).reshape(-1, 1, 1, 1) * direction.detach() * x).mean()
     a, b, c = loss.consistency, loss.known, loss.regression
@@ -91,6 +94,8 @@ def generator_loss(
 
 class DaviTrainer(ConditionalTrainer):
     """The alternating scheme of the module.
+
+    ``step`` returns the mean squared error in the hole, the loss of D_psi, and the mean square of D_psi - D_theta.
 
     Args:
         net: generator, starting from the backbone (in place).

@@ -7,17 +7,17 @@ $$
 x' = \hat D + s' \big(\sqrt{1 - \eta^2}\, e + \eta z\big), \quad e = (x - D)/s ,
 $$
 
-with e from the image before its known part is replaced.  With observation noise of deviation $s_y > 0$,
+with $e$ from the image before its known part is replaced.  With observation noise of deviation $s_y > 0$,
 
 $$
 \hat D = D + \lambda M (y - D), \quad \lambda = \min(1, s'/s_y), \qquad
 \text{known pixels: } x' = \hat D + \gamma z, \quad \gamma^2 = s'^2 - (\lambda s_y)^2 ,
 $$
 
-so that the noise of y and the added noise together have level s'.  ``travel_length`` and ``travel_repeat`` are
+so that the noise of $y$ and the added noise together have level $s'$.  ``travel_length`` and ``travel_repeat`` are
 RePaint's jumps (`travel.travel`).
 
-Published: 100 steps, eta = 0.85, no travel.  Without noise (eta = 0) it is `projection` by Euler's method.
+Published: 100 steps, $\eta = 0.85$, no travel.  With $\eta = 0$ and $s_y = 0$ it is `projection` by Euler's method.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def ddnm(
     travel_length: int = 1,
     travel_repeat: int = 1,
 ) -> Tensor:
-    """Inpaint by DDNM; arguments and result as `task.Method`.
+    """Inpaint by DDNM; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: frozen denoiser.

@@ -4,12 +4,12 @@ $$
 x' = A(x) - \zeta \sqrt{(1 + s^2)(1 + s'^2)}\; \nabla_x \| M (y - D(x; s)) \|_2 ,
 $$
 
-A the ancestral step.  The root is what the variance-preserving coordinates $x_{VP} = x/\sqrt{1 + s^2}$ of the
-published rule $x'_{VP} = A_{VP} - \zeta \nabla_{x_{VP}} \| M (y - D) \|$ become; a constant step in x would be a
+$A$ the ancestral step.  The root is what the variance-preserving coordinates $x_{VP} = x/\sqrt{1 + s^2}$ of the
+published rule $x'_{VP} = A_{VP} - \zeta \nabla_{x_{VP}} \| M (y - D) \|$ become; a constant step in $x$ would be a
 different method, far weaker at high noise.  The norm is one image's: the published code's is over the batch, which
 shrinks every step by the root of the batch size.
 
-Published: 1,000 levels of the linear-beta schedule (`aid_control.images.clock.DDPMClock`), zeta = 0.5 for
+Published: 1,000 levels of the linear-beta schedule (`aid_control.images.clock.DDPMClock`), $\zeta = 0.5$ for
 inpainting (repository; the paper's text says 1).  Known pixels are fitted, not fixed; they are pasted at the end.
 """
 
@@ -30,7 +30,16 @@ KEY = 0xD95
 
 
 def residual_gradient(task: Task, x: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    """D(x; s) and the gradient in x of each image's norm of M (y - D)."""
+    """The denoised images, and how the misfit of their known pixels changes with the state.
+
+    Args:
+        task: the job.
+        x: states (B, C, H, W).
+        s: their noise level.
+
+    Returns:
+        D(x; s), and the gradient in x of each image's norm of M (y - D), both (B, C, H, W), detached.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         denoised = task.denoise(x, s)
@@ -40,7 +49,19 @@ def residual_gradient(task: Task, x: Tensor, s: float) -> tuple[Tensor, Tensor]:
 
 
 def corrected(task: Task, x: Tensor, s: float, s_next: float, zeta: float, z: Tensor) -> Tensor:
-    """x' of the module."""
+    """x' of the module: an ancestral step and the correction.
+
+    Args:
+        task: the job.
+        x: states (B, C, H, W) at the level ``s``.
+        s: noise level.
+        s_next: s', the level to go to.
+        zeta: step size of the correction.
+        z: unit noise (B, C, H, W) of the ancestral step.
+
+    Returns:
+        States (B, C, H, W).
+    """
     denoised, gradient = residual_gradient(task, x, s)
     scale = zeta * ((1 + s**2) * (1 + s_next**2)) ** 0.5
     return ancestral(x, denoised, s, s_next, z) - scale * gradient
@@ -59,7 +80,7 @@ def dps(
     callback: Callback | None = None,
     zeta: float = 0.5,
 ) -> Tensor:
-    """Inpaint by DPS; arguments and result as `task.Method`.
+    """Inpaint by DPS; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: frozen denoiser, differentiable in its input.

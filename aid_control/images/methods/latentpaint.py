@@ -1,37 +1,39 @@
 r"""LatentPaint (Corneanu, Gadde and Martinez, WACV 2024): known and unknown are joined in feature space.
 
-With q = M y + s z, z fresh, the noised known image (grey in the hole), h_l(.) the output of layer l of the frozen
-network's encoder, and m_l the known share of each of its cells,
+With $q = M y + s z$, $z$ fresh, the noised known image (grey in the hole), $h_l(\cdot)$ the output of layer $l$ of the
+frozen network's encoder, and $m_l$ the known share of each of its cells,
 
 $$
-h_l \leftarrow m_l\, h_l(q) + (1 - m_l)\, h_l(x), \qquad
-h_L \leftarrow P_\phi(h_L, m_L; s) \text{ at the last, coarsest layer}, \qquad
-x' = M (y + s' z') + (1 - M) A(x, D),
+\begin{aligned}
+h_l &\leftarrow m_l\, h_l(q) + (1 - m_l)\, h_l(x), \\
+h_L &\leftarrow P_\phi(h_L, m_L; s) \text{ at the last, coarsest layer}, \\
+x' &= M (y + s' z') + (1 - M) A(x, D),
+\end{aligned}
 $$
 
-D what the rest of the network makes of the mixed features, A the ancestral step, P the trained module
-(`propagation`).  One pass without RePaint's resampling; two network calls a step.  The noise of q is independent
-of that in x: with the same noise in known pixels, x would hold all that q does, D(x) without any mixing would be the
-best guess already, and there would be nothing for P to learn but to undo the mixing.
+$D$ what the rest of the network makes of the mixed features, $A$ the ancestral step, $P$ the trained module
+(`propagation`).  One pass without RePaint's resampling; two network calls a step.  The noise of $q$ is independent
+of that in $x$: with the same noise in known pixels, $x$ would hold all that $q$ does, $D(x)$ without any mixing would
+be the best guess already, and there would be nothing for $P$ to learn but to undo the mixing.
 
 *A reimplementation from what is published in words; there is no public code.*  From the paper: the diffusion network
 stays frozen, known ("forward") and sampled ("backward") are fused in feature space instead of image space, a
 propagation module follows the fusion, and there is no resampling.  Ours, for lack of detail: the layers (below), the
-make of the module and its training, grey in the hole of q and its own noise, soft mixing by m in cells that a hole
+make of the module and its training, grey in the hole of $q$ and its own noise, soft mixing by $m$ in cells that a hole
 cuts, replacement in the state as well, the noise levels and their number.
 
 *Layers.*  Every output of the encoder is mixed, the skip connections with it, in the order of the network: later layers
 see the mixture.  With the last layer alone nearly all information on the known pixels reaches the decoder past the
 mixing, through the skips, and hardly anything changes (below 0.06 dB against RePaint with a single pass, 16 faces).
-Where everything is known, the features are q's to the bit.  The module stands at the last layer: few numbers, and its
-reach is the picture.
+Where everything is known, the features are those of $q$ to the bit.  The module stands at the last layer: few numbers,
+and its reach is the picture.
 
 *What to expect* (small face network, 18 steps, 32 faces, error in the hole).  Mixing alone is 0.1 dB above a single
 pass of RePaint, within the spread.  It makes the denoising of true noisy images worse (squared error up by a fifth at
 noise level 2): grey enters the features along the edge of the hole.  The module wins 2 % of the error back at that
 level, which is its loss, but in sampling loses the 0.1 dB again.
 
-*Denoisers without features* (exact ones): the only latent is D itself, and D(q) mixed into its known pixels is
+*Denoisers without features* (exact ones): the only latent is $D$ itself, and $D(q)$ mixed into its known pixels is
 overwritten at once.  The second call is left out; what remains is RePaint with a single pass.  Of a
 `guided.GuidedDenoiser` the main network is mixed (under the null class too, if it is its own guide).
 """
@@ -63,21 +65,33 @@ Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
 
 def network(backbone: Denoiser) -> Denoiser:
-    """The denoiser at the core of wrappers and guided pairs (of those, the main one)."""
+    """The denoiser at the core of wrappers and guided pairs (of those, the main one).
+
+    Args:
+        backbone: a denoiser, wrapped by `backbones.wrappers`, in a `guided.GuidedDenoiser`, or bare.
+    """
     while isinstance(backbone, Wrapped | GuidedDenoiser):
         backbone = backbone.inner if isinstance(backbone, Wrapped) else backbone.main
     return backbone
 
 
 def encoder_layers(backbone: Denoiser) -> list[nn.Module]:
-    """The layers whose outputs are mixed, finest first; none for denoisers without an encoder."""
+    """The layers whose outputs are mixed, finest first; none for denoisers without an encoder.
+
+    Args:
+        backbone: as `network`.
+    """
     net = network(backbone)
     encoder = getattr(getattr(net, "model", getattr(net, "unet", None)), "enc", None)
     return list(encoder.values()) if isinstance(encoder, nn.ModuleDict) else []
 
 
 def bottleneck_channels(backbone: Denoiser) -> int:
-    """Channels at the last encoder layer, where the module stands; 0 for denoisers without an encoder."""
+    """Channels at the last encoder layer, where the module stands; 0 for denoisers without an encoder.
+
+    Args:
+        backbone: as `network`.
+    """
     layers = encoder_layers(backbone)
     return int(getattr(layers[-1], "out_channels")) if layers else 0  # noqa: B009 - mypy
 
@@ -187,7 +201,7 @@ def latentpaint(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by LatentPaint; arguments and result as `task.Method`.
+    """Inpaint by LatentPaint; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: frozen denoiser.

@@ -5,7 +5,7 @@ x' = (1 - M) \Big( A(x) - \zeta \sqrt{(1 + s^2)(1 + s'^2)}\; \nabla_x \| M (y - 
 + M (y + s' z) .
 $$
 
-Published: 1,000 levels, zeta = 1.  Without the gradient it is the score-SDE's replacement in the ancestral sampler.
+Published: 1,000 levels, $\zeta = 1$.  Without the gradient it is the score-SDE's replacement in the ancestral sampler.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def mcg(
     callback: Callback | None = None,
     zeta: float = 1.0,
 ) -> Tensor:
-    """Inpaint by MCG; arguments and result as `task.Method`.
+    """Inpaint by MCG; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: frozen denoiser, differentiable in its input.

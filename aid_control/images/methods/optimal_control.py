@@ -6,7 +6,7 @@ X_{k+1} = X_k + f_k (D(X_k; \sigma_k) + v_k - X_k) .
 $$
 
 The reference optimum for a backbone without closed form (on a Gaussian one it must equal
-`optimum`), and a baseline: no training, but a hundred times the backbone calls of an amortised policy.  Psi is
+`optimum`), and a baseline: no training, but a hundred times the backbone calls of an amortised policy.  $\Psi$ is
 the squared distance to a ``target``: the posterior mean where it is known; for a plain observation the known pixels
 only, so that the hole is filled by what the backbone finds plausible.  L-BFGS with a strong Wolfe line search.
 """
@@ -44,12 +44,13 @@ def optimise_controls(
         grid: times (K + 1,), Euler steps.
         context: gives class labels, if any.
         target: (B, C, H, W).
-        weight: of the pixels in Psi, broadcast to x; default 1.
+        weight: of the pixels in Psi, of a shape that broadcasts to (B, C, H, W), such as a mask (B, 1, H, W); default
+            1.
         iterations: of L-BFGS, each about 1.25 passes forth and back through the sampler.
         start: controls to start from (K, B, C, H, W); default zero.
 
     Returns:
-        Controls (K, B, C, H, W), final states, and the cost of every image (B,).
+        Controls (K, B, C, H, W), final states (B, C, H, W), and the cost of every image (B,), detached.
     """
     falls, costs = problem.discrete(grid)
     importance = torch.ones_like(target) if weight is None else weight.expand_as(target)
@@ -94,7 +95,7 @@ def optimal_control(
     beta: float = 0.1,
     iterations: int = 20,
 ) -> Tensor:
-    """Inpaint by optimising the controls of every image; arguments and result as `task.Method`.
+    """Inpaint by optimising the controls of every image; arguments, result and errors as `task.Method`.
 
     Images are optimised one at a time: a joint line search would couple an image's result to its batch.
 

@@ -1,6 +1,6 @@
 r"""Palette (Saharia et al. 2022) in EDM's form: a network that was trained to inpaint, and EDM's deterministic sampler.
 
-The denoiser D(x, y, M; s) (`backbones.conditional`) estimates $E[x_0 \mid x, y, M]$ and is trained on the
+The denoiser $D(x, y, M; s)$ (`backbones.conditional`) estimates $E[x_0 \mid x, y, M]$ and is trained on the
 hole,
 
 $$
@@ -8,19 +8,19 @@ L = E\, w(s)\, \frac{\| (1 - M) (D(x_0 + s n, y, M; s) - x_0) \|^2}{\| 1 - M \|^
 w = \frac{s^2 + s_{data}^2}{(s\, s_{data})^2} .
 $$
 
-Its known part is not trained and not used: in the flow it is replaced by y,
+Its known part is not trained and not used: in the flow it is replaced by $y$,
 
 $$
-\dot x = (x - M y - (1 - M) D)/s .
+\frac{dx}{ds} = \frac{x - M y - (1 - M) D}{s} .
 $$
 
 *Noise is everywhere.*  In training the known part of the state is $y + s n$ like the rest; from a start
-$s_{max} n$ the known part of this flow is $y + s\,n$ up to the start's missing y, with the image's own n,
+$s_{max} n$ the known part of this flow is $y + s\,n$ up to the start's missing $y$, with the image's own $n$,
 at every level and for every solver (it is linear): the network sees in sampling what it saw in training, and what the
 unconditional network it starts from was trained on.
 
-*What differs from Palette.*  Its chain is DDPM's ancestral one, 1,000 or 2,000 steps, with the clean y pasted into
-the state and noise in the hole only; here the probability flow is solved on EDM's grid and y is pasted into the
+*What differs from Palette.*  Its chain is DDPM's ancestral one, 1,000 or 2,000 steps, with the clean $y$ pasted into
+the state and noise in the hole only; here the probability flow is solved on EDM's grid and $y$ is pasted into the
 denoised image.  Palette fills the hole of its condition with noise; here the condition is $[M y, M]$.  Palette is
 trained from scratch, for far longer.
 """
@@ -91,7 +91,7 @@ def palette(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint with a Palette network; arguments and result as `task.Method`.
+    """Inpaint with a Palette network; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: not evaluated; the images must fit it.

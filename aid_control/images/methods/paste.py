@@ -1,10 +1,10 @@
 r"""The pretrained flow: images are generated without a look at the observation, known pixels pasted at the end.
 
 $$
-\dot x = (x - D(x; \sigma))/\sigma, \qquad \hat x = M y + (1 - M)\, x(0) .
+\frac{dx}{d\sigma} = \frac{x - D(x; \sigma)}{\sigma}, \qquad \hat x = M y + (1 - M)\, x(0) .
 $$
 
-The floor of every comparison, and AID with v = 0.
+The floor of every comparison, and AID with $v = 0$.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ def paste(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by pasting; arguments and result as `task.Method`, ``solver`` as `inpaint.inpaint`."""
+    """Inpaint by pasting; arguments, result and errors as `task.Method`, ``solver`` as `inpaint.inpaint`."""
     return inpaint(backbone, None, y, mask, steps, solver, seeds, class_labels, clock, callback)

@@ -1,12 +1,12 @@
-r"""PiGDM, pseudo-inverse guidance (Song et al. 2023): the likelihood of y under a Gaussian guess of x0 given x.
+r"""PiGDM, pseudo-inverse guidance (Song et al. 2023): a Gaussian guess of the image given the state.
 
-With $x_0 | x \approx N(D, r^2 I)$, $r^2 = s^2/(1 + s^2)$, and exact known pixels,
+With $x_0 \mid x \approx N(D, r^2 I)$, $r^2 = s^2/(1 + s^2)$, and exact known pixels,
 
 $$
-\nabla_x \log p(y | x) \approx r^{-2} J' M (y - D), \qquad J = \partial D / \partial x ,
+\nabla_x \log p(y \mid x) \approx r^{-2} J' M (y - D), \qquad J = \partial D / \partial x ,
 $$
 
-the pseudo-inverse of "see the known pixels" being the mask.  The published step scales it by r^2 (its "adaptive
+the pseudo-inverse of "see the known pixels" being the mask.  The published step scales it by $r^2$ (its "adaptive
 weights") and adds it to DDIM's; in sigma coordinates
 
 $$
@@ -14,9 +14,10 @@ x' = D + s' \big(\sqrt{1 - c^2}\, e + c z\big) + w\, J' M (y - D), \qquad c = \e
 \quad e = (x - D)/s ,
 $$
 
-with DDIM's own eta: 1 is the ancestral step.  J' is a vector-Jacobian product: one call forth, one back.
+with DDIM's own $\eta$: 1 is the ancestral step.  $J'$ is a vector-Jacobian product: one call forth, one back.
 
-Published: 100 steps, eta = 1, w = 1 (as in the authors' later code, where the factor is the root of abar_t abar_s).
+Published: 100 steps, $\eta = 1$, $w = 1$ (as in the authors' later code, where the factor is
+$\sqrt{\bar\alpha_t \bar\alpha_s}$).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def pigdm(
     eta: float = 1.0,
     weight: float = 1.0,
 ) -> Tensor:
-    """Inpaint by PiGDM; arguments and result as `task.Method`.
+    """Inpaint by PiGDM; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: frozen denoiser, differentiable in its input.

@@ -5,7 +5,8 @@ $$
 $$
 
 For inpainting the pseudo-inverse of "see the known pixels" is the mask itself, so this is DDNM's range-null
-decomposition in the probability-flow ODE.  It is the frozen drift of guidance with ``base="projected"``: AID, v = 0.
+decomposition in the probability-flow ODE.  It is the frozen drift of guidance with ``base="projected"``: AID with
+$v = 0$.
 """
 
 from __future__ import annotations
@@ -35,5 +36,5 @@ def projection(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by projection; arguments and result as `task.Method`, ``solver`` as `inpaint.inpaint`."""
+    """Inpaint by projection; arguments, result and errors as `task.Method`, ``solver`` as `inpaint.inpaint`."""
     return inpaint(backbone, None, y, mask, steps, solver, seeds, class_labels, clock, callback, base="projected")

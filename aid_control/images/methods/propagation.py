@@ -1,16 +1,16 @@
 r"""LatentPaint's trained part: carries features from the known cells into the unknown ones (`latentpaint`).
 
-With h the mixed features (B, C, h, w), m the known share of each of their cells, and r the root mean square of an
-image's h,
+With $h$ the mixed features (B, C, h, w), $m$ the known share of each of their cells, and $r$ the root mean square of an
+image's $h$,
 
 $$
 h' = h + (1 - m)\, r\, P_\phi(h/r, m; \sigma) ,
 $$
 
-P a 1x1 convolution to ``width`` channels, three residual 3x3 convolutions with dilation 1, 2, 4 (reach: 7 cells each
-way, the whole of an 8x8 bottleneck), each scaled and shifted by an embedding of log sigma, and a 1x1 convolution back
-whose weights start at zero: untrained, h' = h.  Cells that are known entirely are never changed.  The division by r
-makes P fit networks whose features have any size.
+$P$ a 1x1 convolution to ``width`` channels, three residual 3x3 convolutions with dilation 1, 2, 4 (reach: 7 cells each
+way, the whole of an 8x8 bottleneck), each scaled and shifted by an embedding of $\log\sigma$, and a 1x1 convolution
+back whose weights start at zero: untrained, $h' = h$.  Cells that are known entirely are never changed.  The division
+by $r$ makes $P$ fit networks whose features have any size.
 
 The paper's module is described in words only; layers, widths and the form of the residual are ours.
 """
@@ -103,7 +103,7 @@ def save_propagation(
     Args:
         path: target, ``.safetensors``.
         module: gives configuration, fingerprint and facts.
-        weights: in place of its own, e.g. averaged ones.
+        weights: tensors by name, in place of its own and of the same shapes, e.g. averaged ones.
     """
     save_module(path, KIND, module, module.config, weights)
 

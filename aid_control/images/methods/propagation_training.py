@@ -5,9 +5,9 @@ L = E\; w(\sigma)\, \frac{\| (1 - M)\, (D_\phi - x_0) \|^2}{C\, |1 - M|}, \qquad
 x = x_0 + \sigma n, \quad q = M x_0 + \sigma n',
 $$
 
-D the mixed denoiser (`latentpaint.mixed_denoise`) of state x and known image q, n and n' independent,
-$\log\sigma \sim N(P_{mean}, P_{std}^2)$ and w EDM's weight (`backbones.training`; EDM's own levels,
--1.2 and 1.2, lie lower: there x shows the hole itself and the module has little to add).  The mean is over each
+$D$ the mixed denoiser (`latentpaint.mixed_denoise`) of state $x$ and known image $q$, $n$ and $n'$ independent,
+$\log\sigma \sim N(P_{mean}, P_{std}^2)$ and $w$ EDM's weight (`backbones.training`; EDM's own levels,
+-1.2 and 1.2, lie lower: there $x$ shows the hole itself and the module has little to add).  The mean is over each
 image's hole, so that small holes count like large ones.  Gradients pass through the decoder into the module; the
 network stays as it is.  The loss is ours: the published words that we know name none.
 
@@ -81,7 +81,11 @@ class PropagationTrainer(BaselineTrainer[Propagation]):
         self.optimizers["net"] = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
 
     def loss(self, iteration: int) -> Tensor:
-        """The mean loss of one iteration's batch."""
+        """The mean loss of one iteration's batch, a scalar with gradients to the module.
+
+        Args:
+            iteration: number of the iteration; with the seeds it fixes images, masks, levels and noise.
+        """
         x0, mask = self.data.clean_and_mask(self.batch, iteration)
         draws = torch.randn(self.batch, generator=generator(self.seed, KEY, 0, iteration))
         sigma = (self.P_mean + self.P_std * draws).exp().to(x0)

@@ -1,16 +1,18 @@
-r"""RED-diff (Mardani et al. 2024): a point mu is optimised, regularised by the denoiser along falling noise levels.
+r"""RED-diff (Mardani et al. 2024): a point is optimised, regularised by the denoiser along falling noise levels.
 
-One Adam step a level s, from the highest, on
+One Adam step on $\mu$ a level $s$, from the highest, on
 
 $$
-\frac1{2d} \| M (y - \mu) \|^2 + \frac{\lambda s}{d} \big\langle \mathrm{sg}(e - z),\, \mu \big\rangle, \qquad
-x = \mu + s z, \quad e = (x - D(x; s))/s, \quad z \sim N(0, I) ,
+\begin{aligned}
+&\frac1{2d} \| M (y - \mu) \|^2 + \frac{\lambda s}{d} \big\langle \mathrm{sg}(e - z),\, \mu \big\rangle, \\
+&x = \mu + s z, \quad e = (x - D(x; s))/s, \quad z \sim N(0, I) ,
+\end{aligned}
 $$
 
-sg stops gradients, and s e - s z = mu - D: the second term draws mu to what the denoiser makes of its noised copy.  The
-result is one point, an approximate mode and no sample: spread over seeds says little.
+sg stops gradients, and $s e - s z = \mu - D$: the second term draws $\mu$ to what the denoiser makes of its noised
+copy. The result is one point, an approximate mode and no sample: spread over seeds says little.
 
-Published: Adam with betas (0.9, 0.99) at rate 0.1, lambda = 0.25, mu from y with zeros in the hole (its default
+Published: Adam with betas (0.9, 0.99) at rate 0.1, $\lambda = 0.25$, $\mu$ from $y$ with zeros in the hole (its default
 configuration); 1,000 levels in the paper, 100 in its command for inpainting, there at rate 0.5.  With fewer levels than
 that, rate 0.5 does not settle: Adam's last steps stay large.
 """
@@ -45,7 +47,7 @@ def red_diff(
     rate: float = 0.1,
     weight: float = 0.25,
 ) -> Tensor:
-    """Inpaint by RED-diff; arguments and result as `task.Method`.
+    """Inpaint by RED-diff; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: frozen denoiser; no gradients are asked of it.

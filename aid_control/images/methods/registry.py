@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def function(self) -> Callable[..., Tensor]:
-        """``run`` itself, behind decorators."""
+        """``run`` itself, behind decorators such as ``torch.no_grad``."""
         return getattr(self.run, "__wrapped__", self.run)
 
     @property
@@ -118,7 +118,7 @@ class Bound:
 
     @property
     def backward_calls(self) -> int:
-        """Images whose gradient was taken."""
+        """Images whose gradient was taken so far, one a vector-Jacobian product."""
         return sum(net.backward_calls for net in self.counted)
 
     def __call__(
@@ -154,7 +154,7 @@ def bind(
     one_by_one: bool = True,
     device: torch.device | str = "cpu",
 ) -> Bound:
-    """A method by name.
+    """A method by name, bound to a backbone and its options.
 
     Args:
         name: key of `METHODS`.
@@ -165,7 +165,8 @@ def bind(
         device: where a module is put.
 
     Raises:
-        InputError: for an unknown name, weights for a method without, or options the method does not have.
+        InputError: for an unknown name, weights for a method without, options the method does not have, or a file of
+            weights that cannot be read.
     """
     if name not in METHODS:
         raise InputError(f"method is {name!r}; expected one of {', '.join(METHODS)}")

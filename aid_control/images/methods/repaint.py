@@ -1,6 +1,6 @@
 r"""RePaint (Lugmayr et al. 2022): replacement in the ancestral sampler, with resampling.
 
-Going down from s to s' < s,
+Going down from $s$ to $s' < s$,
 
 $$
 x' = M (y + s' z_1) + (1 - M)\, A(x; s, s'), \qquad A \text{ the ancestral (DDPM) step};
@@ -12,7 +12,7 @@ agree with what is known around it.
 
 Published: 250 levels, jump length 10, 10 resamplings: 2,410 denoiser calls.  The known part is drawn at the level
 that is reached (the paper; its code draws it at the level before the step), and with its own noise each time.  The
-published networks predict their variance and clip D to [-1, 1]; here the variance is the posterior's ("fixedsmall")
+published networks predict their variance and clip $D$ to [-1, 1]; here the variance is the posterior's ("fixedsmall")
 and nothing is clipped.
 """
 
@@ -47,7 +47,7 @@ def repaint(
     jump_length: int = 10,
     resamples: int = 10,
 ) -> Tensor:
-    """Inpaint by RePaint; arguments and result as `task.Method`.
+    """Inpaint by RePaint; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: frozen denoiser.

@@ -1,6 +1,6 @@
 r"""Replacement (projection; Song et al. 2021, score-SDE inpainting): known pixels are re-noised into the state.
 
-After every solver step to level s the known part of the state is overwritten by a sample of its marginal,
+After every solver step to level $s$ the known part of the state is overwritten by a sample of its marginal,
 
 $$
 x \leftarrow M (y + s z) + (1 - M) x, \qquad z \sim N(0, I) \text{ fresh each step}.
@@ -39,7 +39,7 @@ def replacement(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Inpaint by replacement; arguments and result as `task.Method`, ``solver`` as `inpaint.inpaint`."""
+    """Inpaint by replacement; arguments, result and errors as `task.Method`, ``solver`` as `inpaint.inpaint`."""
     clock = clock or within(backbone.sigma_min, backbone.sigma_max)
     task = prepare(backbone, y, mask, steps, seeds, class_labels, clock, callback)
     problem, policy = GuidanceProblem(backbone, clock), GaussianPolicy(ZeroMean())

@@ -4,12 +4,12 @@ $$
 x = g + s_0 e, \qquad x' = M (y + s' e) + (1 - M)\, A(x; s, s') ,
 $$
 
-A the ancestral step and e one noise for the whole pass; the result's hole becomes the guide g of the next of
+$A$ the ancestral step and $e$ one noise for the whole pass; the result's hole becomes the guide $g$ of the next of
 ``repeats`` passes.  The first guide's hole is the mean colour of the known pixels (``fill="mean"``) or 0, grey
 (``fill="grey"``): the published method expects a user's drawing there, so the filling is ours.
 
-Published: t = 500 of 1,000 linear-beta steps, s_0 = 3.424 (400: 2.031), three passes.  ``steps`` counts the levels of
-one pass.
+Published: $t = 500$ of 1,000 linear-beta steps, $s_0 = 3.424$ ($t = 400$: 2.031), three passes.  ``steps`` counts the
+levels of one pass.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def sdedit(
     repeats: int = 3,
     fill: str = "mean",
 ) -> Tensor:
-    """Inpaint by SDEdit; arguments and result as `task.Method`.
+    """Inpaint by SDEdit; arguments, result and errors as `task.Method`.
 
     Args:
         backbone: frozen denoiser.

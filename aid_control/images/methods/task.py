@@ -1,12 +1,14 @@
 r"""One inpainting job, as every method is given it, and the steps that methods share.
 
-The sampler's state has the noise level sigma, $x = x_0 + \sigma n$, and known pixels are M = 1.  One denoised
-image D = D(x; s) makes a step from s to s' < s in three ways, with $e = (x - D)/s$ and z fresh noise:
+The sampler's state has the noise level $\sigma$, $x = x_0 + \sigma n$, and known pixels are $M = 1$.  One denoised
+image $D = D(x; s)$ makes a step from $s$ to $s' < s$ in three ways, with $e = (x - D)/s$ and $z$ fresh noise:
 
 $$
-\text{flow: } D + s' e, \qquad
-\text{DDIM, } \eta: D + s' (\sqrt{1 - \eta^2}\, e + \eta z), \qquad
-\text{ancestral (DDPM): } D + \rho^2 (x - D) + s' \sqrt{1 - \rho^2}\, z, \quad \rho = s'/s .
+\begin{aligned}
+&\text{flow:} && D + s' e, \\
+&\text{DDIM, } \eta: && D + s' \big(\sqrt{1 - \eta^2}\, e + \eta z\big), \\
+&\text{ancestral (DDPM):} && D + \rho^2 (x - D) + s' \sqrt{1 - \rho^2}\, z, \quad \rho = s'/s .
+\end{aligned}
 $$
 
 *Order of randomness.*  All noise is keyed by (image seed, method, step); the starting noise by the image seed only, so
@@ -23,6 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...errors import InputError
 from ...noise import per_image_normal
 from ..backbones.precond import Denoiser
 from ..clock import Clock, within
@@ -64,7 +67,8 @@ class Method(Protocol):
             Images (B, C, H, W); known pixels equal ``y`` exactly, unless the method takes them as noisy.
 
         Raises:
-            InputError: for inputs that do not fit the backbone.
+            InputError: for inputs that do not fit the backbone, as `inpaint.check_images`, fewer than one step, a
+                wrong number of seeds, and where the method checks them options out of range.
         """
 
 
@@ -92,16 +96,16 @@ class Task:
 
     @property
     def steps(self) -> int:
-        """K."""
+        """K, the number of noise levels above 0."""
         return len(self.sigmas) - 1
 
     def levels(self) -> Iterator[tuple[int, float, float]]:
-        """(k, s, s') of every step."""
+        """(k, s, s') of every step, in order: step k goes from the level s down to s'."""
         levels = self.sigmas.tolist()
         return zip(range(self.steps), levels[:-1], levels[1:], strict=True)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        """D(x; sigma), in the precision of ``y``."""
+        """D(x; sigma), in the precision of ``y``: (B, C, H, W), one level for all -> (B, C, H, W)."""
         return self.backbone(x, sigma, self.class_labels).to(self.y.dtype)
 
     def noise(self, *key: int) -> Tensor:
@@ -109,19 +113,28 @@ class Task:
         return per_image_normal(self.seeds, self.y.shape[1:], *key).to(self.y)
 
     def start(self) -> Tensor:
-        """The state at the first level: starting noise, the same for every method."""
+        """The state at the first level, (B, C, H, W): starting noise, the same for every method.
+
+        Raises:
+            InputError: if there is not one seed an image.
+        """
         return starting_noise(self.backbone, self.seeds, len(self.y)).to(self.y) * float(self.sigmas[0])
 
     def paste(self, x: Tensor, known: Tensor | None = None) -> Tensor:
-        """x in the hole, ``known`` (default y, exactly) where the mask is 1."""
+        """x in the hole, ``known`` (default y, exactly) where the mask is 1: (B, C, H, W) -> (B, C, H, W)."""
         return torch.where(self.mask.bool(), self.y if known is None else known, x)
 
     def miss(self, image: Tensor) -> Tensor:
-        """M (y - image)."""
+        """M (y - image), zero in the hole: (B, C, H, W) -> (B, C, H, W)."""
         return self.mask * (self.y - image)
 
     def done(self, k: int, x: Tensor) -> None:
-        """Tell the callback that step k ended in x."""
+        """Tell the callback that a step is done.
+
+        Args:
+            k: number of the step, from 0.
+            x: the state it ended in (B, C, H, W); the callback gets it detached.
+        """
         if self.callback is not None:
             self.callback(k, x.detach())
 
@@ -136,8 +149,16 @@ def prepare(
     clock: Clock | None = None,
     callback: Callback | None = None,
 ) -> Task:
-    """Check a job and lay out its noise levels; arguments and errors as `Method`."""
+    """Check a job and lay out its noise levels; arguments as `Method`.
+
+    Raises:
+        InputError: for inputs that do not fit the backbone, fewer than one step, or a wrong number of seeds.
+    """
     check_images(backbone, y, mask)
+    if steps < 1:
+        raise InputError(f"steps is {steps}; a method needs at least 1")
+    if seeds is not None and len(seeds) != len(y):
+        raise InputError(f"{len(seeds)} seeds for {len(y)} images; expected one an image")
     clock = clock or within(backbone.sigma_min, backbone.sigma_max)
     sigmas = clock.sigmas(steps, rounding=backbone.round_sigma).to(torch.float64)
     seeds = range(len(y)) if seeds is None else seeds
@@ -146,16 +167,37 @@ def prepare(
 
 
 def ancestral(x: Tensor, denoised: Tensor, s: float, s_next: float, z: Tensor) -> Tensor:
-    """A DDPM step, posterior variance ("fixedsmall"); see the module."""
+    """A DDPM step (Ho et al. 2020) with the posterior's variance ("fixedsmall"); the module's third line.
+
+    Args:
+        x: states (B, C, H, W) at the level ``s``.
+        denoised: D(x; s), (B, C, H, W).
+        s: noise level, above 0.
+        s_next: s', the level to go to, from 0 to ``s``.
+        z: unit noise (B, C, H, W).
+
+    Returns:
+        States (B, C, H, W) at the level ``s_next``.
+    """
     rho2 = (s_next / s) ** 2
     return denoised + rho2 * (x - denoised) + s_next * (1 - rho2) ** 0.5 * z
 
 
 def ddim(x: Tensor, denoised: Tensor, s: float, s_next: float, z: Tensor, eta: float) -> Tensor:
-    """A DDIM step with the share eta of fresh noise (DDNM's eta, not DDIM's); see the module."""
+    r"""A DDIM step with a share of fresh noise; the module's second line.  Arguments and result as `ancestral`.
+
+    Args:
+        x: states (B, C, H, W) at the level ``s``.
+        denoised: D(x; s), (B, C, H, W).
+        s: noise level, above 0.
+        s_next: s'.
+        z: unit noise (B, C, H, W).
+        eta: share in [0, 1] of the noise of level s' that is fresh: the eta of DDNM; DDIM's own (Song et al. 2021) is
+            this over $\sqrt{1 - (s'/s)^2}$.
+    """
     return denoised + s_next * ((1 - eta**2) ** 0.5 * (x - denoised) / s + eta * z)
 
 
 def totals(values: Tensor) -> Tensor:
-    """Sums (B,) over all but the first index, each in the same order whatever the batch."""
+    """Sums over all but the first index, (B, ...) -> (B,), each in the same order whatever the batch."""
     return torch.stack([v.sum() for v in values.flatten(1)])

@@ -10,11 +10,11 @@ __all__ = ["travel"]
 
 
 def travel(steps: int, length: int, visits: int) -> Iterator[tuple[int, int]]:
-    """Moves (from level, to level) between the levels 0 (the noisiest) ... ``steps`` (clean).
+    """Yield moves (from level, to level) between the levels 0 (the noisiest) ... ``steps`` (clean).
 
     A move by +1 denoises, a move by -1 puts noise back.  Counted from the end (the last noisy level is 0), every
-    multiple of ``length`` below steps - length is a place to jump: the first ``visits`` - 1 times it is reached, the
-    state goes up ``length`` levels and comes down again (Lugmayr et al. 2022, appendix).
+    multiple of ``length`` below ``steps - length`` is a place to jump: the first ``visits - 1`` times it is reached,
+    the state goes up ``length`` levels and comes down again (Lugmayr et al. 2022, appendix).
 
     Args:
         steps: noise levels; ``steps`` moves denoise if nothing jumps.

@@ -39,7 +39,7 @@ class Official:
     Attributes:
         class_name: of the network, e.g. ``EDMPrecond`` or ``Precond``.
         kwargs: of its constructor.
-        state_dict: name -> tensor, as the original's ``state_dict()``.
+        state_dict: name -> tensor; names, shapes and precisions are those of the original's ``state_dict()``.
         encoder: class name and state of the latent encoder, ``None`` where there is none (EDM).
         facts: plain settings beside the network (data set, loss).
     """
@@ -177,7 +177,7 @@ def read_official(path: str | os.PathLike[str], key: str = "ema", limits: Limits
         limits: bounds of what is read.
 
     Returns:
-        Class name, constructor arguments, state dict.
+        Class name, constructor arguments, state dict, encoder and settings.
 
     Raises:
         InputError: for anything that is no such file, naming what was found.
@@ -223,7 +223,13 @@ def _read(data: bytes, key: str, limits: Limits) -> Official:
 
 
 def backbone_arguments(official: Official) -> tuple[str, dict[str, Any]]:
-    """(class of `backbones.registry`, its constructor's arguments).
+    """What `backbones.registry` builds the network from.
+
+    Args:
+        official: what `read_official` gave.
+
+    Returns:
+        The name of a class and its constructor's arguments.
 
     Raises:
         InputError: for a network of another class.

@@ -40,7 +40,12 @@ MAX_MEMBERS = 64  # of a storage's archive; torch writes fewer than 10
 
 
 def is_call(value: Any, *names: str) -> bool:
-    """Whether a value records a call of one of the allowed names (their last parts)."""
+    """Whether a value records a call of one of the allowed names.
+
+    Args:
+        value: anything `unpickler.interpret` gives.
+        *names: last parts of the names, without the module.
+    """
     return isinstance(value, Record) and value.maker.name in names
 
 
@@ -49,7 +54,14 @@ def _refuse(what: str) -> InputError:
 
 
 def bytes_of(value: Any) -> bytes:
-    """Bytes, also in the spelling of protocol 2 (``_codecs.encode(text, "latin1")``)."""
+    """Bytes, also in the spelling of protocol 2 (``_codecs.encode(text, "latin1")``).
+
+    Args:
+        value: bytes, or the record of that call.
+
+    Raises:
+        InputError: for anything else.
+    """
     if isinstance(value, bytes):
         return value
     if is_call(value, "encode") and len(value.args) == 2 and value.args[1] == "latin1":
@@ -128,10 +140,17 @@ def _new(blob: bytes, limits: Limits) -> Tensor:
 
 
 def storage_of(blob: bytes, limits: Limits = LIMITS) -> Tensor:
-    """The numbers of a ``torch.save`` file that holds one storage, flat.
+    """The numbers of a ``torch.save`` file that holds one storage.
+
+    Args:
+        blob: the file's bytes, in the old or the new layout.
+        limits: bounds.
+
+    Returns:
+        (n,), in the storage's precision; owns its memory.
 
     Raises:
-        InputError: for anything else.
+        InputError: for anything else, or more bytes than allowed.
     """
     if len(blob) > limits.tensor:
         raise _refuse(f"{len(blob)} bytes; expected at most {limits.tensor}")
@@ -139,12 +158,15 @@ def storage_of(blob: bytes, limits: Limits = LIMITS) -> Tensor:
 
 
 def tensor_of(value: Any, limits: Limits = LIMITS, charge: Callable[[int], None] = lambda size: None) -> Tensor:
-    """A tensor from its record (a parameter's record is looked through); owns its memory, contiguous.
+    """A tensor from its record (a parameter's record is looked through).
 
     Args:
         value: the record.
         limits: bounds.
         charge: called with the size of the storage before it is read (one storage may be named many times).
+
+    Returns:
+        Of the recorded shape, at most 8 dimensions; owns its memory, contiguous.
 
     Raises:
         InputError: for another record, or numbers that do not fit the storage.
@@ -186,7 +208,14 @@ def _dtype_of(value: Any) -> np.dtype[Any]:
 
 
 def array_of(value: Any, limits: Limits = LIMITS) -> np.ndarray[Any, Any]:
-    """A numpy array (or scalar, as an array of no dimension) from its record.
+    """A numpy array from its record.
+
+    Args:
+        value: the record of an array or a scalar.
+        limits: bounds.
+
+    Returns:
+        Of the recorded shape, () for a scalar; owns its memory.
 
     Raises:
         InputError: for another record, an object array, or a shape that does not fit the bytes.

@@ -62,7 +62,12 @@ ALLOWED: frozenset[tuple[str, str]] = frozenset(
 
 @dataclass(frozen=True)
 class Global:
-    """An allowed name; never imported."""
+    """An allowed name; never imported.
+
+    Attributes:
+        module: where it would come from.
+        name: what it is called there.
+    """
 
     module: str
     name: str
@@ -90,7 +95,11 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Persistent:
-    """A persistent id (torch's storages)."""
+    """A persistent id (torch's storages).
+
+    Attributes:
+        key: the id, for a storage ("storage", type, key, location, count).
+    """
 
     key: Any
 
