@@ -25,7 +25,12 @@ _TENSOR = "__tensor__"
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to ``path`` so that it is there whole or not at all."""
+    """Write ``data`` to ``path`` so that it is there whole or not at all.
+
+    Args:
+        path: target file; its folder is made where it is missing, an older file replaced.
+        data: the whole content.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -76,7 +81,11 @@ def save_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
 
     Args:
         path: target file.
-        state: nested dicts and lists of tensors and JSON values.
+        state: nested dicts and lists of tensors and JSON values; tuples come back as lists, tensors on the CPU.
+
+    Raises:
+        TypeError: for a leaf that is neither, or a key that is neither an integer nor a plain string (without a
+            slash, not starting with ``int:`` or two underscores).
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _split(state, "", tensors)
@@ -84,13 +93,25 @@ def save_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically; the inverse of `load_tensors`."""
+    """Write a safetensors file atomically; the inverse of `load_tensors`.
+
+    Args:
+        path: target file.
+        tensors: by name, of any shape; written from the CPU.
+        metadata: strings by name, for the file's header.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     atomic_write(path, save(plain, metadata=metadata))
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors and the metadata of a safetensors file.
+
+    Args:
+        path: a file of `save_tensors` or of any other writer of the format.
+
+    Returns:
+        The tensors by name, of any shape, on the CPU; and the metadata of the header (empty where it has none).
 
     Raises:
         InputError: if the file is missing, truncated or not a safetensors file.
@@ -112,6 +133,12 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what `save_state` wrote.
+
+    Args:
+        path: a file of `save_state`.
+
+    Returns:
+        The nested state, its tensors on the CPU.
 
     Raises:
         InputError: if the file is missing, truncated, or of another kind.

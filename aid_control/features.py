@@ -1,8 +1,11 @@
-r"""Functions linear in their weights: values $\theta \cdot \varphi(t, x)$, means $W \varphi(t, x)$.
+r"""Functions linear in their weights: values, and means of policies.
 
-They are ordinary modules, so every gradient method takes them in the place of a network; the methods that *solve*
-for the weights (least squares) ask for `features` as well.  ``groups`` = S holds S independent weight
-vectors, each for its own group of rows (`linear`): S seeds or S problems learn in one rollout.
+A value is $J = \theta \cdot \varphi(t, x)$, a mean $m = W \varphi(t, x)$.  They are ordinary modules, so
+every gradient method takes them in the place of a network; the methods that *solve* for the weights (least squares)
+ask for `features` as well.  ``groups`` = S holds S independent weight vectors, each for its own group of rows
+(`linear`): S seeds or S problems learn in one rollout.
+
+$\varphi$ is the product of Legendre polynomials in t and monomials in x, in float64.
 """
 
 from __future__ import annotations
@@ -42,7 +45,16 @@ def monomials(x: Tensor, degree: int) -> Tensor:
 
 
 def time_powers(t: Tensor | float, horizon: float, degree: int) -> Tensor:
-    """Legendre polynomials of 2t/T - 1 up to ``degree``, (degree + 1,): powers of t, well conditioned."""
+    """Legendre polynomials of 2t/T - 1: the same functions of t as its powers, but well conditioned.
+
+    Args:
+        t: a scalar time.
+        horizon: T.
+        degree: of the last one, >= 0.
+
+    Returns:
+        (degree + 1,), float64.
+    """
     z = 2 * torch.as_tensor(t, dtype=torch.float64) / horizon - 1
     out = [torch.ones_like(z), z]
     for n in range(1, degree):
@@ -67,7 +79,9 @@ class _TimesMonomials(nn.Module):
 
 
 class LinearValue(_TimesMonomials):
-    """J(t, x): quadratic in x, polynomial in t, linear in its weights.
+    """J(t, x): quadratic in x, polynomial in t, linear in its weights (zero at the start).
+
+    ``features(t, x)`` gives phi, (B, p), with p = (time_degree + 1) times the number of monomials.
 
     Args:
         dim: d.
@@ -83,16 +97,16 @@ class LinearValue(_TimesMonomials):
         super().__init__(dim, degree, time_degree, horizon, 0, groups)
 
     def known(self, t: Tensor | float, x: Tensor) -> Tensor | float:
-        """A part of J that is not learned, (B,); override it for J = known + theta . phi."""
+        """A part of J that is not learned: (), (B, d) -> (B,); override it for J = known + theta . phi."""
         return 0.0
 
     def forward(self, t: Tensor | float, x: Tensor, context: Any = None, probe: Any = None) -> Tensor:
-        """J, (B,)."""
+        """J(t, x): (), (B, d) -> (B,); context and probe are not looked at."""
         return dot(self.weights, self.features(t, x)) + self.known(t, x)
 
 
 class LinearMean(_TimesMonomials):
-    """m(t, x) = K(t) x + kappa(t): affine in x, polynomial in t, linear in its weights.
+    """m(t, x) = K(t) x + kappa(t): affine in x, polynomial in t, linear in its weights (zero at the start).
 
     Args:
         dim: d.
@@ -108,16 +122,16 @@ class LinearMean(_TimesMonomials):
         super().__init__(dim, 1, time_degree, horizon, control_dim, groups)
 
     def forward(self, t: Tensor | float, x: Tensor, context: Any = None, probe: Any = None) -> Tensor:
-        """m, (B, m)."""
+        """m(t, x): (), (B, d) -> (B, m); context and probe are not looked at."""
         # contract with time first: (S?, m, T, 1 + d) -> K and kappa at t, then one small product a row
         return matvec(self.at(t), torch.cat([torch.ones_like(x[:, :1]), x], dim=1))
 
     def at(self, t: Tensor | float) -> Tensor:
-        """[kappa, K](t), (S?, m, 1 + d)."""
+        """The columns kappa(t) and K(t) side by side: () -> (m, 1 + d), with groups (S, m, 1 + d)."""
         time = time_powers(t, self.horizon, self.time_degree).to(self.weights)
         shaped = self.weights.reshape(*self.weights.shape[:-1], self.time_degree + 1, -1)
         return torch.einsum("...tj,t->...j", shaped, time)
 
     def gain(self, t: Tensor | float) -> Tensor:
-        """K(t), (S?, m, d)."""
+        """K(t): () -> (m, d), with groups (S, m, d)."""
         return self.at(t)[..., 1:]

@@ -1,13 +1,14 @@
 r"""The Hamilton-Jacobi-Bellman equation, plain and exploratory, for any problem.
 
-With p = grad V, Y = hess V, the Hamiltonian of the action u is
+With $p = \nabla V$ and $Y = \nabla^2 V$ the Hamiltonian of the action u is
 
 $$
 H(u) = p \cdot (b + B u) + \tfrac12 \mathrm{tr}(\sigma\sigma' Y) + f + c(t, x, u)
 = h_0 + g \cdot u + \tfrac12 u' S u ,
 $$
 
-quadratic because the drift and sigma are affine in u and c is quadratic.  The value solves
+quadratic because the drift and $\sigma$ are affine in u and the control cost c is quadratic; $g$ is its slope and
+$S$ its curvature at $u = 0$.  The value solves
 
 $$
 V_t - \rho V + \min_u H = 0 ,
@@ -15,9 +16,15 @@ V_t - \rho V + \min_u H = 0 ,
 $$
 
 The second minimum is the soft minimum $-\tau \log \int e^{-H(u)/\tau} du$, attained by the Gibbs policy
-$\pi \propto e^{-H/\tau}$; for quadratic H it is $N(-S^{-1}g, \tau S^{-1})$ and equals
-$\min H - \tfrac\tau2 \log\big((2\pi\tau)^m / \det S\big)$ (Wang, Zariphopoulou & Zhou 2020).  Derivatives come
-from automatic differentiation of the problem's own functions, so nothing here knows how a problem was solved.
+$\pi \propto e^{-H/\tau}$ (Wang, Zariphopoulou & Zhou 2020).  For quadratic H and m controls
+
+$$
+\pi = N\big(-S^{-1} g,\; \tau S^{-1}\big), \qquad
+-\tau \log \int e^{-H(u)/\tau} du = \min_u H - \frac\tau2 \log \frac{(2\pi\tau)^m}{\det S} .
+$$
+
+Derivatives come from automatic differentiation of the problem's own functions, so nothing here knows how a problem
+was solved.
 """
 
 from __future__ import annotations
@@ -48,6 +55,8 @@ ValueFunction = Callable[[Tensor, Tensor], Tensor]
 class QuadraticHamiltonian:
     """H(u) = constant + linear . u + u' hessian u / 2 for every row.
 
+    Its methods raise ValueError as `factor` does.
+
     Attributes:
         constant: h_0, (B,).
         linear: g, (B, m).
@@ -59,7 +68,7 @@ class QuadraticHamiltonian:
     hessian: Tensor
 
     def factor(self) -> Tensor:
-        """The Cholesky factor of S.
+        """The Cholesky factor of S, lower triangular, (B, m, m).
 
         Raises:
             ValueError: where S is not positive definite: the minimum is -infinity.
@@ -74,7 +83,7 @@ class QuadraticHamiltonian:
         return factor
 
     def minimiser(self) -> Tensor:
-        """-S^{-1} g, (B, m)."""
+        """The minimiser $-S^{-1} g$, (B, m)."""
         return -torch.cholesky_solve(self.linear.unsqueeze(-1), self.factor()).squeeze(-1)
 
     def minimum(self) -> Tensor:
@@ -82,11 +91,19 @@ class QuadraticHamiltonian:
         return self.constant + 0.5 * (self.linear * self.minimiser()).sum(-1)
 
     def gibbs(self, temperature: float) -> tuple[Tensor, Tensor]:
-        """Mean (B, m) and covariance (B, m, m) of the policy proportional to exp(-H/tau)."""
+        r"""Mean (B, m) and covariance (B, m, m) of the policy proportional to $e^{-H/\tau}$.
+
+        Args:
+            temperature: tau >= 0; the covariance is $\tau S^{-1}$.
+        """
         return self.minimiser(), temperature * torch.cholesky_inverse(self.factor())
 
     def soft_minimum(self, temperature: float) -> Tensor:
-        """-tau log int exp(-H/tau) du, (B,); the minimum itself at tau = 0."""
+        r"""The soft minimum $-\tau \log \int e^{-H(u)/\tau} du$, (B,).
+
+        Args:
+            temperature: tau >= 0; at 0 it is the minimum itself.
+        """
         if temperature == 0:
             return self.minimum()
         m = self.linear.shape[-1]
@@ -110,7 +127,7 @@ def hamiltonian(
         problem: the problem.
         t: scalar time.
         x: states (B, ...).
-        u: actions.
+        u: actions, (B, m) or like x: what the problem's `push` takes.
         gradient: p, like x.
         hessian: Y, (B, d, d) over the flattened state; may be left out where there is no noise.
         context: xi.
@@ -150,6 +167,9 @@ def in_control(
         control_dim: m; default d.
         context: xi.
         probe: what the frozen system answers at (t, x).
+
+    Returns:
+        h_0, g and S of every row; S is zero where H is linear in u.
     """
     m = x.shape[1] if control_dim is None else control_dim
     with torch.enable_grad():
@@ -165,8 +185,13 @@ def in_control(
 def derivatives(value: ValueFunction, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """V, V_t, grad V and hess V of a differentiable function V(t, x) of flat states.
 
+    Args:
+        value: maps (t, x) to (B,), row by row; torch must be able to differentiate it.
+        t: scalar time.
+        x: states (B, d).
+
     Returns:
-        (B,), (B,), (B, d), (B, d, d).
+        V (B,), V_t (B,), grad V (B, d) and hess V (B, d, d), detached; zero where V does not depend on t or x.
     """
     with torch.enable_grad():
         t = torch.as_tensor(t).detach().clone().to(x.dtype).requires_grad_()
@@ -196,7 +221,7 @@ def residual(
     control_dim: int | None = None,
     context: Any = None,
 ) -> Tensor:
-    """V_t - rho V + (soft) min H at (t, x), (B,); zero where V solves the equation.
+    r"""$V_t - \rho V + \min^\tau_u H$ at (t, x), (B,); zero where V solves the equation.
 
     Args:
         problem: the problem; flat states.
@@ -206,6 +231,9 @@ def residual(
         temperature: tau; 0 = the deterministic equation.
         control_dim: m; default d.
         context: xi.
+
+    Raises:
+        ValueError: where S is not positive definite.
     """
     v, v_t, p, y = derivatives(value, t, x)
     probe = problem.probe(t, x, context)
@@ -224,7 +252,7 @@ def quadrature(
     weights: Tensor,
     context: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """The soft minimum and the mean of the Gibbs policy by numerical integration over actions.
+    r"""The soft minimum and the mean of the Gibbs policy by numerical integration over actions.
 
     Nothing about the shape of H is used: this is what the closed forms are checked against.
 
@@ -236,11 +264,11 @@ def quadrature(
         hessian: Y, (B, d, d), or ``None``.
         temperature: tau > 0.
         actions: quadrature nodes (A, m).
-        weights: their weights (A,).
+        weights: their weights (A,), positive, e.g. of `finite_difference.trapezoid`.
         context: xi.
 
     Returns:
-        -tau log sum_a w_a exp(-H(a)/tau), (B,), and the mean (B, m).
+        $-\tau \log \sum_a w_a e^{-H(a)/\tau}$, (B,), and the mean (B, m).
     """
     probe = problem.probe(t, x, context)
     energy = torch.stack(

@@ -55,6 +55,10 @@ class Increments:
     Attributes:
         grid: increasing times (K + 1,).
         dw: (K, B, ...), one Brownian motion of the trailing shape a path.
+
+    Raises:
+        ValueError: if ``dw`` has no row for every step of the grid or no dimension of paths, or the grid does not
+            increase.
     """
 
     grid: Tensor
@@ -97,17 +101,28 @@ class Increments:
     def per_path(
         cls, grid: Tensor, seeds: Sequence[int], shape: Sequence[int], *key: int, dtype: torch.dtype = torch.float64
     ) -> Increments:
-        """Increments whose path i depends on ``seeds[i]`` and ``key`` only, not on the number of paths."""
+        """Increments whose path i depends on ``seeds[i]`` and ``key`` only, not on the number of paths.
+
+        Args:
+            grid: times (K + 1,).
+            seeds: one integer a path.
+            shape: of one path's Brownian motion, e.g. (n,).
+            *key: integers.
+            dtype: of the increments.
+        """
         like = torch.empty(0, dtype=dtype)
         noise = torch.stack([normal((len(grid) - 1, *shape), seed, *key, like=like) for seed in seeds], dim=1)
         return cls(grid, cls._scale(grid, noise))
 
     def antithetic(self) -> Increments:
-        """2 B paths: these, then their reflections."""
+        """2 B paths: these, then their reflections -W."""
         return Increments(self.grid, torch.cat([self.dw, -self.dw], dim=1))
 
     def coarsen(self, every: int) -> Increments:
         """The same paths on every ``every``-th time of the grid.
+
+        Args:
+            every: how many steps become one.
 
         Raises:
             ValueError: if ``every`` does not divide the number of steps.

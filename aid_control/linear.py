@@ -13,7 +13,7 @@ __all__ = ["dot", "grouped", "matvec", "per_row"]
 
 
 def grouped(x: Tensor, groups: int) -> Tensor:
-    """(S * b, ...) -> (S, b, ...).
+    """The rows of S groups apart: (S b, ...) -> (S, b, ...).
 
     Raises:
         ValueError: if the number of rows is not a multiple of ``groups``.
@@ -24,7 +24,7 @@ def grouped(x: Tensor, groups: int) -> Tensor:
 
 
 def matvec(matrix: Tensor, x: Tensor) -> Tensor:
-    """Rows M x: (e, d) or (S, e, d) with (B, d) -> (B, e)."""
+    """M x for every row x: (e, d) or (S, e, d), with (B, d) -> (B, e)."""
     if matrix.dim() == 2:
         return x @ matrix.mT
     return (grouped(x, matrix.shape[0]) @ matrix.mT).flatten(0, 1)
@@ -34,7 +34,7 @@ def per_row(value: Tensor, x: Tensor, event: int) -> Tensor:
     """Repeat what belongs to each of S groups for its rows of x.
 
     Args:
-        value: ``event``-dimensional, or (S, ...) with ``event`` further dimensions.
+        value: what every row shares, of ``event`` dimensions; or (S, ...), with ``event`` further ones.
         x: states (B, d).
         event: dimensions that are not the group: 0 a number, 1 a vector, 2 a matrix.
 

@@ -9,9 +9,9 @@ $$
 m_{n+1} = m_n - a_n\, S^{-1} g ,
 $$
 
-the natural policy gradient (g is the gradient of q at the mean, S its curvature).  With a_n = 1 it is policy
-iteration; a falling a_n averages the noise of successive batches.  The returned mean is an average over the last
-part of the run (Polyak).  ``groups`` seeds learn side by side, each from its own rows.
+the natural policy gradient (Kakade 2001; g is the gradient of q at the mean, S its curvature).  With $a_n = 1$ it is
+policy iteration; a falling $a_n$ averages the noise of successive batches.  The returned mean is an average over the
+last part of the run (Polyak & Juditsky 1992).  ``groups`` seeds learn side by side, each from its own rows.
 """
 
 from __future__ import annotations
@@ -33,20 +33,23 @@ __all__ = ["LeastSquaresActorCritic"]
 
 
 class LeastSquaresActorCritic:
-    """See the module.
+    """The loop of this module, with the state it carries from one iteration to the next.
 
     Args:
-        problem: is only run, never looked into.
+        problem: finite horizon; is only run, never looked into.
         critic: J.
         actor: m; the same groups as the critic.
         variance: v of the exploration N(m, v I).
-        step: a_n.
-        temperature_schedule: factor on v a iteration.
+        step: a_n by iteration; default 1.
+        temperature_schedule: factor on v by iteration; default 1.
         curvature_degree: degree of S(t) in time (0 where the noise is free of the control and R constant).
-        curvature: projection of S, keeps it invertible while the data are few.
+        curvature: projection of S, keeps it invertible while the data are few; default: eigenvalues >= 1e-3.
         projection: of the actor's weights.
         average_from: iteration from which the returned mean is averaged.
         seed: of exploration and Brownian noise.
+
+    Raises:
+        ValueError: for a variance that is not positive, or a critic and an actor with different numbers of groups.
     """
 
     def __init__(
@@ -75,7 +78,12 @@ class LeastSquaresActorCritic:
         self.average = actor.weights.detach().clone()
 
     def collect(self, x: Tensor, grid: Tensor) -> Trajectory:
-        """Run the current policy from x with fresh noise."""
+        """Run the current policy with fresh noise.
+
+        Args:
+            x: initial states (S b, d), S groups of rows.
+            grid: times (K + 1,).
+        """
         v = self.variance * self.temperature_schedule(self.iteration)
         policy = GaussianPolicy(self.actor, lambda t: v)
         noise = generator(self.seed, self.iteration, 2)
@@ -85,7 +93,15 @@ class LeastSquaresActorCritic:
 
     @torch.no_grad()
     def iterate(self, x: Tensor, grid: Tensor) -> QSolution:
-        """One iteration from the initial states x (S b, d); returns the solved J and q."""
+        """One iteration: a rollout, one linear system, one step of the mean.
+
+        Args:
+            x: initial states (S b, d), S groups of rows.
+            grid: times (K + 1,).
+
+        Returns:
+            The solved J and q.
+        """
         trajectory = self.collect(x, grid)
         q = least_squares_q(self.critic, self.actor, trajectory, self.curvature_degree)
         self._move(q, grid)

@@ -1,8 +1,8 @@
 r"""How the state moves over one step of a rollout, for every mode, scheme and engine.
 
 The closed loop is put together here: the problem's velocity and noise under a held action, or under the
-feedback itself where a scheme looks at it within the step; and, in the averaged mode, the columns D_j F that
-the policy's spread adds to the noise where the control enters it.
+feedback itself where a scheme looks at it within the step; and, in the averaged mode, the columns $D_j F$,
+$FF' = \Sigma$, that the policy's spread adds to the noise where the control enters it as $\sigma_j = \dots + D_j u$.
 """
 
 from __future__ import annotations
@@ -131,7 +131,17 @@ class Motion:
         return Field(velocity, "columns", diffuse, sigma)
 
     def step(self, k: int, x: Tensor, action: Tensor, probe: Any) -> tuple[Tensor, int]:
-        """(X_{k+1}, drift evaluations)."""
+        """One step from a time of the grid to the next.
+
+        Args:
+            k: number of the step.
+            x: X_k, (B, ...).
+            action: the action held over the step, (B, m) or like x.
+            probe: what the frozen system answers at (t_k, X_k).
+
+        Returns:
+            The next state, like x, and the number of drift evaluations (2 for Heun; a step of torchsde counts as 1).
+        """
         t, s = self.grid[k], self.grid[k + 1]
         motion = self._field(t, action, probe)
         if self.path is not None:

@@ -2,8 +2,8 @@ r"""Randomness by key, never by global state.
 
 A generator is a pure function of its key, e.g. (seed, image index) or (seed, iteration), so that a result
 does not depend on what ran before it, on the batch it was computed in, or on a restart.  Brownian motion of
-diffusing problems comes from torchsde with the step size and the entropy always given: without ``dt`` its
-tree can grow without bound, and ``torch.manual_seed`` does not fix its paths.
+the engine ``torchsde`` comes with the step size and the entropy always given: without ``dt`` its tree can grow
+without bound, and ``torch.manual_seed`` does not fix its paths.
 """
 
 from __future__ import annotations
@@ -22,21 +22,39 @@ def generator(*key: int) -> torch.Generator:
     """A CPU generator that depends on the whole key and on nothing else.
 
     Args:
-        *key: integers; negative ones count modulo 2**32.
+        *key: integers; each counts modulo ``2**32``.
     """
     state = np.random.SeedSequence([k % 2**32 for k in key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state & np.uint64(2**63 - 1)))
 
 
 def normal(shape: Sequence[int], *key: int, like: Tensor | None = None) -> Tensor:
-    """Standard normal noise of ``shape`` keyed by ``key``, in the dtype and on the device of ``like``."""
+    """Standard normal noise, a pure function of shape, key and dtype.
+
+    Args:
+        shape: of the noise.
+        *key: integers, as in `generator`.
+        like: a tensor of any shape that gives dtype and device; default float32 on the CPU.
+
+    Returns:
+        Noise of that shape.
+    """
     dtype = torch.float32 if like is None else like.dtype
     noise = torch.randn(*shape, generator=generator(*key), dtype=dtype)
     return noise if like is None else noise.to(like.device)
 
 
 def per_image_normal(seeds: Sequence[int], shape: Sequence[int], *key: int) -> Tensor:
-    """Noise (len(seeds), \\*shape) whose row i depends only on ``seeds[i]`` and ``key``."""
+    """Standard normal noise whose row i depends only on ``seeds[i]`` and ``key``.
+
+    Args:
+        seeds: one integer a row.
+        shape: of one row.
+        *key: further integers.
+
+    Returns:
+        Rows of that shape, one a seed, in float32.
+    """
     return torch.stack([normal(shape, seed, *key) for seed in seeds])
 
 
@@ -51,7 +69,7 @@ def brownian(
         dt: the solver's (smallest) step.
         size: shape of W, (B, m).
         entropy: the seed of the path.
-        like: gives dtype and device.
+        like: a tensor of any shape that gives dtype and device.
         area: also its space-time Levy area, for torchsde's srk.
     """
     return torchsde.BrownianInterval(

@@ -21,7 +21,7 @@ $$
 $e^{-U/\sigma^2}$, so the error is at rounding level.
 
 **Van der Pol**, two dimensions: the oscillator
-$b(x) = (x_2,\ \mu(1 - x_1^2)\,x_2 - x_1)$, driven through a gain matrix B by m controls,
+$b(x) = (x_2,\ \mu(1 - x_1^2)\,x_2 - x_1)$, driven through a constant gain matrix B by m controls,
 
 $$
 dX = (b(X) + B u)\, dt + \mathrm{diag}(\sigma_1, \sigma_2)\, dW , \qquad
@@ -115,7 +115,7 @@ class DoubleWell(ControlProblem):
         return np.sinc(z) @ phi, derivative @ phi / h
 
     def value(self, t: Tensor | float, x: Tensor) -> Tensor:
-        """V(t, x), (B,), for sigma > 0; accurate where exp(-V/lambda) is not small against rounding.
+        """V(t, x): (), (B, 1) -> (B,), for sigma > 0; accurate where exp(-V/lambda) is not small against rounding.
 
         Raises:
             ValueError: if sigma is 0.
@@ -125,7 +125,7 @@ class DoubleWell(ControlProblem):
         return -s2 * self.weight * (torch.as_tensor(np.log(phi)) + self.kappa * (x[:, 0].square() - 1).square() / s2)
 
     def optimal_control(self, t: Tensor | float, x: Tensor) -> Tensor:
-        """u*(t, x) = -V_x / R, (B, 1), for sigma > 0.
+        """The optimal control -V_x(t, x) / R: (), (B, 1) -> (B, 1), for sigma > 0.
 
         Raises:
             ValueError: if sigma is 0.

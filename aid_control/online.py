@@ -3,16 +3,18 @@ r"""Online actor-critic: learn at every step of running streams, discounted, epi
 After the step from (t, X) under the sampled action A to X',
 
 $$
-\delta = J(t', X') - J(t, X) + \big(c + \tau\log\pi(A) - \rho J(t, X) - \eta\big)\Delta t, \qquad
-\theta \mathrel{+}= a_\theta\, \partial_\theta J\, \delta, \quad
-\phi \mathrel{-}= a_\phi\, \partial_\phi \log\pi(A)\, \delta, \quad
+\begin{aligned}
+\delta &= J(t', X') - J(t, X) + \big(c + \tau\log\pi(A) - \rho J(t, X) - \eta\big)\Delta t, \\
+\theta &\mathrel{+}= a_\theta\, \partial_\theta J\, \delta, \qquad
+\phi \mathrel{-}= a_\phi\, \partial_\phi \log\pi(A)\, \delta, \qquad
 \eta \mathrel{+}= a_\eta\, \delta .
+\end{aligned}
 $$
 
-- *discounted*: infinite horizon, rho > 0, eta = 0;
-- *episodic*: finite horizon; J(T, .) is the observed terminal cost, and the streams start again after it;
-- *ergodic*: infinite horizon, rho = 0; eta learns the average cost (the sign is that of a cost: a cost above what was
-  expected raises it).
+- *discounted*: infinite horizon, $\rho > 0$, $\eta = 0$;
+- *episodic*: finite horizon; $J(T, \cdot)$ is the observed terminal cost, and the streams start again after it;
+- *ergodic*: infinite horizon, $\rho = 0$; $\eta$ learns the average cost (the sign is that of a cost: a cost above
+  what was expected raises it).
 
 B streams run side by side and their updates are averaged, which is the same as one stream with a smaller step size,
 but for the wall clock.
@@ -41,6 +43,9 @@ class LogVariance(nn.Module):
 
     Args:
         start: v at the start.
+
+    Raises:
+        ValueError: unless start > 0.
     """
 
     def __init__(self, start: float = 1.0) -> None:
@@ -50,25 +55,25 @@ class LogVariance(nn.Module):
         self.weight = nn.Parameter(torch.tensor(math.log(start), dtype=torch.float64))
 
     def forward(self, t: Tensor) -> Tensor:
-        """v, a scalar."""
+        """v, whatever the time: () -> ()."""
         return self.weight.exp()
 
 
 class OnlineActorCritic:
-    """See the module.
+    """The streams, and the learner that moves with them.
 
     Args:
         problem: is only run.
-        critic: J(t, x).
-        actor: m(t, x).
-        covariance: a module t -> covariance.
+        critic: J(t, x), (B,).
+        actor: m(t, x), the policy's mean.
+        covariance: a module t -> covariance, as `policy.GaussianPolicy` takes it.
         start: maps a generator and a number of streams to states (B, d): where streams begin.
         dt: the step; must divide a finite horizon.
         streams: B.
         temperature: tau.
-        critic_rate: a_theta by step.
-        actor_rate: a_phi by step, for mean and covariance.
-        average_rate: a_eta by step, for ergodic problems.
+        critic_rate: a_theta by step; default 0.1.
+        actor_rate: a_phi by step, for mean and covariance; default 0.1.
+        average_rate: a_eta by step, for ergodic problems; default 0.1.
         seed: of all randomness.
 
     Raises:
@@ -106,7 +111,14 @@ class OnlineActorCritic:
         self.x = start(self._generator, streams)
 
     def run(self, steps: int) -> float:
-        """Take ``steps`` steps; returns the mean cost per unit time over them (entropy included)."""
+        """Go on with every stream, learning at every step.
+
+        Args:
+            steps: how many, at least 1.
+
+        Returns:
+            The mean cost per unit time over these steps and the streams, entropy included.
+        """
         total = 0.0
         for _ in range(steps):
             total += self._step()

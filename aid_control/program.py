@@ -17,13 +17,20 @@ __all__ = ["program", "refuse"]
 
 
 def refuse(error: Exception) -> int:
-    """Print one sentence to the standard error; returns the exit code of unusable input."""
+    """Print one sentence to the standard error.
+
+    Args:
+        error: its message is the sentence.
+
+    Returns:
+        2, the exit code of unusable input.
+    """
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return 2
 
 
 def program(config: str, main: Callable[[Any], int | None]) -> None:
-    """Run ``main(cfg)`` with a Hydra config of ``examples/conf`` and the command line's overrides; exits.
+    """Run ``main(cfg)`` with a Hydra config and the command line's overrides; exits the process.
 
     Args:
         config: path of the YAML file, without its ending; relative to the calling script's folder.

@@ -25,12 +25,12 @@ class QLearner:
 
     Args:
         problem: is only run.
-        critic: J, any module.
+        critic: J, any module (t, x, context, probe) -> (B,).
         advantage: q with its mean and precision.
         behaviour: the policy that acts; ``None`` = on-policy.
-        critic_rate: step size of J a iteration (plain stochastic approximation).
-        mean_rate: step size of q's mean, pre-multiplied by nothing.
-        precision_rate: step size of q's precision; 0 keeps it.
+        critic_rate: step size of J by iteration (plain stochastic approximation); default 0.1.
+        mean_rate: step size of q's mean, pre-multiplied by nothing; default 0.1.
+        precision_rate: step size of q's precision; default 0, which keeps it.
         projection: of the mean's weights.
         seed: of exploration and Brownian noise.
     """
@@ -53,7 +53,12 @@ class QLearner:
         self.projection, self.seed, self.iteration = projection, seed, 0
 
     def collect(self, x: Tensor, grid: Tensor) -> Trajectory:
-        """Run the behaviour from x (B, d); costs without the entropy."""
+        """Run the behaviour with fresh noise; costs without the entropy.
+
+        Args:
+            x: initial states (B, d).
+            grid: times (K + 1,).
+        """
         policy = self.behaviour or self.advantage.policy()
         noise = generator(self.seed, self.iteration, 2)
         with torch.no_grad():
@@ -62,7 +67,15 @@ class QLearner:
             )
 
     def iterate(self, x: Tensor, grid: Tensor) -> float:
-        """One rollout and one joint update; returns the mean cost."""
+        """One rollout and one joint update.
+
+        Args:
+            x: initial states (B, d).
+            grid: times (K + 1,).
+
+        Returns:
+            The mean total cost of the rollout, without the entropy.
+        """
         trajectory = self.collect(x, grid)
         loss = q_learning_loss(self.value.along(trajectory), self.advantage, trajectory)
         loss = loss * getattr(self.critic, "groups", 1)

@@ -31,28 +31,50 @@ class Report:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, name: str, value: float, bar: str, ok: bool) -> bool:
-        """One row; returns ``ok``.
+        """One row.
 
         Args:
             name: what was measured.
             value: the number seen.
             bar: what was demanded of it, in words.
             ok: whether it is met; a value that is not finite never is.
+
+        Returns:
+            Whether the row holds.
         """
         good = bool(ok) and math.isfinite(value)
         self.rows.append({"name": name, "value": float(value), "bar": bar, "ok": good})
         return good
 
     def below(self, name: str, value: float, bar: float) -> bool:
-        """A row that demands value <= bar."""
+        """A row that demands value <= bar; returns whether it holds.
+
+        Args:
+            name: what was measured.
+            value: the number seen.
+            bar: the largest number allowed.
+        """
         return self.add(name, value, f"<= {bar:g}", value <= bar)
 
     def above(self, name: str, value: float, bar: float) -> bool:
-        """A row that demands value >= bar."""
+        """A row that demands value >= bar; returns whether it holds.
+
+        Args:
+            name: what was measured.
+            value: the number seen.
+            bar: the smallest number allowed.
+        """
         return self.add(name, value, f">= {bar:g}", value >= bar)
 
     def near(self, name: str, value: float, target: float, margin: float) -> bool:
-        """A row that demands abs(value - target) <= margin."""
+        """A row that demands abs(value - target) <= margin; returns whether it holds.
+
+        Args:
+            name: what was measured.
+            value: the number seen.
+            target: the number it should be.
+            margin: the largest distance allowed.
+        """
         return self.add(name, value, f"{target:g} +- {margin:g}", abs(value - target) <= margin)
 
     @property
@@ -68,7 +90,14 @@ class Report:
         return "\n".join(f"{a:{width[0]}}  {b:{width[1]}}  {c:>{width[2]}}  {d}".rstrip() for a, b, c, d in cells)
 
     def finish(self, out: str | Path) -> int:
-        """Write ``out``/report.json, print the table, and return the exit code."""
+        """Write ``report.json`` and print the table.
+
+        Args:
+            out: folder of the file, made where it is missing.
+
+        Returns:
+            The exit code: 1 if a row fails, otherwise 0.
+        """
         target = Path(out) / "report.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         # JSON has no nan or infinity; a failed measurement is null

@@ -1,21 +1,18 @@
 r"""Running a policy through a problem on a grid of times.
 
-The action is held over each step [t_k, t_{k+1}] (that *is* a policy in discrete time), and the state moves by
+The action is held over each step $[t_k, t_{k+1}]$ (that *is* a policy in discrete time), and the state moves by
 one scheme of `schemes` on pre-sampled Brownian increments, or by torchsde on the same or its own paths.
 
 Execution modes:
 
-``mean``
-    the action is the policy's mean and costs what it costs: the deterministic, deployed control;
-``averaged``
-    the relaxed dynamics of the exploratory problem: drift and cost are averaged over the policy, and where
-    the control enters the noise the covariance sigma sigma' is (independent columns D_j F are added);
-``sampled``
-    actions are drawn at the grid times, independent across time.
+- ``mean``: the action is the policy's mean and costs what it costs: the deterministic, deployed control;
+- ``averaged``: the relaxed dynamics of the exploratory problem: drift and cost are averaged over the policy, and where
+  the control enters the noise the covariance $\sigma\sigma'$ is (independent columns $D_j F$ are added);
+- ``sampled``: actions are drawn at the grid times, independent across time.
 
-With a ``temperature`` tau the running cost includes the entropy, tau log pi(A) for a sampled action and
-tau E log pi otherwise.  Milstein and torchsde differentiate or re-evaluate a feedback within the step, so that in
-the modes ``mean`` and ``averaged`` they integrate the closed loop, not the held action.
+With a ``temperature`` $\tau$ the running cost includes the entropy, $\tau \log \pi(A)$ for a sampled action and
+$\tau\, E \log \pi$ otherwise.  Milstein and torchsde differentiate or re-evaluate a feedback within the step, so that
+in the modes ``mean`` and ``averaged`` they integrate the closed loop, not the held action.
 """
 
 from __future__ import annotations
@@ -44,10 +41,10 @@ class Trajectory:
         context: xi.
         target: what Psi used.
         discount: rho.
-        states: X_k.
-        probes: what the frozen system answered at (t_k, X_k).
-        means: m_k.
-        actions: A_k.
+        states: X_k, (B, ...) each; the last one alone if ``keep`` is ``"last"``.
+        probes: what the frozen system answered at (t_k, X_k); none if ``keep`` is ``"last"``.
+        means: m_k, (B, ...) each; none unless ``keep`` is ``"all"``.
+        actions: A_k, (B, ...) each; empty tensors unless ``keep`` is ``"all"``.
         costs: (f + control cost + entropy cost) Dt, (B,) each, not discounted.
         terminal: Psi(X_K), (B,), or ``None`` if no target was given.
         calls: number of drift evaluations.
@@ -69,7 +66,7 @@ class Trajectory:
         return len(self.actions)
 
     def steps(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(k, t_k, Dt_k) for every step."""
+        """Number, time and length of every step, (k, t_k, Dt)."""
         for k in range(len(self)):
             yield k, self.times[k], self.times[k + 1] - self.times[k]
 
@@ -122,7 +119,7 @@ def rollout(
         callback: called as callback(k, x) after every step, e.g. for a progress bar.
 
     Returns:
-        The trajectory.
+        What happened, as much of it as ``keep`` says.
 
     Raises:
         ValueError: for an unknown mode, solver or engine, Heun on a diffusing problem, a negative temperature,

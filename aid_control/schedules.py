@@ -29,17 +29,24 @@ Projection = Callable[[Tensor], Tensor]
 
 
 def constant(value: float) -> Schedule:
-    """a_n = value."""
+    """a_n = value.
+
+    Args:
+        value: of every iteration.
+    """
     return lambda n: value
 
 
 def power(start: float, exponent: float, delay: float = 1.0) -> Schedule:
-    """a_n = start / ((n + delay)/delay)^exponent: starts at ``start``, falls like n^-exponent after ``delay`` steps.
+    """a_n = start ((n + delay)/delay)^(-exponent): about ``start`` for ``delay`` steps, then falling like a power of n.
 
     Args:
         start: a_0.
         exponent: in (1/2, 1] for convergence of stochastic approximation.
-        delay: n at which the fall begins to show.
+        delay: n at which the fall begins to show, > 0.
+
+    Raises:
+        ValueError: unless delay > 0.
     """
     if not delay > 0:
         raise ValueError(f"delay is {delay}; expected a positive number")
@@ -47,24 +54,51 @@ def power(start: float, exponent: float, delay: float = 1.0) -> Schedule:
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
-    """a_n falls (or rises) linearly from ``start`` at n = 0 to ``end`` at n = ``steps``."""
+    """a_n falls (or rises) linearly, and goes on doing so after ``steps``.
+
+    Args:
+        start: a_0.
+        end: a_n at n = ``steps``.
+        steps: at least 1.
+    """
     return lambda n: start + (end - start) * n / steps
 
 
 def inverse_log(start: float) -> Schedule:
-    """a_n = start / max(1, log(n + 1)) (Jia & Zhou 2022b, ergodic example)."""
+    """a_n = start / max(1, log(n + 1)) (Jia & Zhou 2022b, ergodic example).
+
+    Args:
+        start: a_0.
+    """
     return lambda n: start / max(1.0, math.log(n + 1))
 
 
 def box(low: float, high: float) -> Projection:
-    """Clip every entry to [low, high]."""
+    """Clip every entry of a tensor to [low, high].
+
+    Args:
+        low: smallest entry allowed.
+        high: largest.
+
+    Raises:
+        ValueError: unless low <= high.
+    """
     if not low <= high:
         raise ValueError(f"low is {low} and high {high}; expected low <= high")
     return lambda w: w.clamp(low, high)
 
 
 def ball(radius: float) -> Projection:
-    """Shrink each group's weights (all but the first dimension if there are more than two) into a ball."""
+    """Shrink each group's weights into the Euclidean ball.
+
+    A tensor of more than two dimensions holds one group a row of its first dimension, any other is one group.
+
+    Args:
+        radius: of the ball, > 0.
+
+    Raises:
+        ValueError: unless radius > 0.
+    """
     if not radius > 0:
         raise ValueError(f"radius is {radius}; expected a positive number")
 
@@ -77,7 +111,15 @@ def ball(radius: float) -> Projection:
 
 
 def positive_definite(low: float, high: float = math.inf) -> Projection:
-    """Clip the eigenvalues of symmetric matrices (..., m, m) to [low, high]."""
+    """Clip the eigenvalues of (the symmetric part of) matrices (..., m, m) to [low, high].
+
+    Args:
+        low: smallest eigenvalue allowed, > 0.
+        high: largest.
+
+    Raises:
+        ValueError: unless 0 < low <= high.
+    """
     if not 0 < low <= high:
         raise ValueError(f"low is {low} and high {high}; expected 0 < low <= high")
 

@@ -1,7 +1,11 @@
-r"""One step of an SDE, $dX = f(t, X)\,dt + \sigma(t, X)\,dW$, from t to s: pure functions.
+r"""One step of a stochastic differential equation, from t to s: pure functions.
 
-A field is given by its velocity f(t, x) and by the *action* of its diffusion, g(t, x, dW) = sigma(t, x) dW,
-which costs less than sigma itself.  Strong orders: Euler-Maruyama 1/2 (1 for additive noise), Milstein 1 for
+$$
+dX = f(t, X)\,dt + \sigma(t, X)\,dW .
+$$
+
+A field is given by its velocity f and by the *action* of its diffusion, $g(t, x, dW) = \sigma(t, x)\, dW$,
+which costs less than $\sigma$ itself.  Strong orders: Euler-Maruyama 1/2 (1 for additive noise), Milstein 1 for
 commutative noise (diagonal, scalar, or one column; Kloeden & Platen 1992, section 10.3).  Heun is of order 2
 and for deterministic fields.  `torchsde_step` hands the same step to torchsde.
 """
@@ -28,8 +32,8 @@ class Field:
 
     Attributes:
         velocity: f(t, x), like x.
-        noise: the layout of sigma and of dW.
-        diffuse: g(t, x, dW) = sigma(t, x) dW, like x.
+        noise: the layout of sigma and of dW, as in `problem.ControlProblem`.
+        diffuse: g(t, x, dW) = sigma(t, x) dW, like x; ``None`` without noise.
         sigma: sigma(t, x) itself; only torchsde asks for it.
     """
 
@@ -40,13 +44,30 @@ class Field:
 
 
 def euler(field: Field, t: Tensor, s: Tensor, x: Tensor, dw: Tensor | None) -> Tensor:
-    r"""Euler-Maruyama: $X + f \Delta t + \sigma \Delta W$."""
+    r"""Euler-Maruyama: $X + f \Delta t + \sigma \Delta W$.
+
+    Args:
+        field: the equation.
+        t: scalar time at the start of the step.
+        s: scalar time at its end.
+        x: states (B, ...) at t.
+        dw: W_s - W_t, (B, n) for ``"columns"``, like x for ``"diagonal"`` noise; ``None`` without noise.
+
+    Returns:
+        States at s, like x.
+    """
     x_next = x + (s - t) * field.velocity(t, x)
     return x_next if field.diffuse is None or dw is None else x_next + field.diffuse(t, x, dw)
 
 
 def heun(field: Field, t: Tensor, s: Tensor, x: Tensor, dw: Tensor | None) -> Tensor:
-    """Heun for ordinary differential equations: the mean of the slopes at both ends."""
+    """Heun for ordinary differential equations: the mean of the slopes at both ends.
+
+    Arguments as `euler`, ``dw`` not looked at; like x -> like x.
+
+    Raises:
+        ValueError: for a diffusing field.
+    """
     if field.diffuse is not None:
         raise ValueError("Heun is for deterministic problems; expected euler or milstein for a diffusing one")
     dt, slope = s - t, field.velocity(t, x)
@@ -54,7 +75,7 @@ def heun(field: Field, t: Tensor, s: Tensor, x: Tensor, dw: Tensor | None) -> Te
 
 
 def milstein(field: Field, t: Tensor, s: Tensor, x: Tensor, dw: Tensor | None) -> Tensor:
-    r"""Milstein for commutative noise.
+    r"""Milstein for commutative noise; arguments as `euler`, (B, ...) -> (B, ...).
 
     $$
     X + f \Delta t + \sigma \Delta W
@@ -90,7 +111,10 @@ SCHEMES = {"euler": euler, "heun": heun, "milstein": milstein}
 
 
 class PathBrownian(torchsde.BaseBrownian):  # type: ignore[misc]
-    """Pre-sampled increments in the form torchsde asks for: W(ta, tb) between two times of the grid.
+    """Pre-sampled increments in the form torchsde asks for.
+
+    A call with two times ta, tb of the grid gives W(tb) - W(ta), (B, n); a time off the grid, or the question for a
+    Levy area, is a ValueError.
 
     Args:
         increments: the paths; the trailing dimensions are flattened.
@@ -117,18 +141,22 @@ class PathBrownian(torchsde.BaseBrownian):  # type: ignore[misc]
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the paths."""
         return self._path.dtype
 
     @property
     def device(self) -> torch.device:
+        """Of the paths."""
         return self._path.device
 
     @property
     def shape(self) -> torch.Size:
+        """(B, n), of W at one time."""
         return self._path.shape[1:]
 
     @property
     def levy_area_approximation(self) -> str:
+        """``"none"``: increments alone know no Levy area."""
         return "none"
 
 
@@ -154,16 +182,19 @@ class _Torchsde(nn.Module):
 def torchsde_step(field: Field, t: Tensor, s: Tensor, x: Tensor, path: Any, method: str) -> Tensor:
     """One step from t to s through ``torchsde.sdeint``.
 
-    ``ts`` is the step itself, because torchsde interpolates linearly between its own steps, which would destroy
+    Its ``ts`` is the step itself, because torchsde interpolates linearly between its own steps, which would destroy
     the quadratic variation that every martingale statistic lives on; ``dt`` is always given.
 
     Args:
         field: a diffusing field, with its ``sigma``.
-        t: start.
-        s: end.
-        x: states.
+        t: scalar time at the start of the step.
+        s: scalar time at its end.
+        x: states (B, ...) at t.
         path: a Brownian object of torchsde, or `PathBrownian`.
         method: torchsde's name of a scheme: euler, milstein, srk ...
+
+    Returns:
+        States at s, like x.
     """
     ts = torch.stack([t, s]).to(x)
     y = torchsde.sdeint(_Torchsde(field, x.shape), x.flatten(1), ts, bm=path, method=method, dt=float(s - t))

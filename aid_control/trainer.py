@@ -2,16 +2,16 @@ r"""The one loop: rollout, policy evaluation, policy improvement.
 
 An iteration runs the current policy through the problem, updates the critic by a martingale method
 (`evaluation`; and, if asked, by its terminal condition), asks an estimator of `improvement` for target
-actions w_k, and moves the mean:
+actions $w_k$, and moves the mean:
 
 $$
-L(\phi) = \tfrac12 E \sum_k \omega_k\, | m_\phi(t_k, X_k; \xi) - w_k |^2 ,
+L(\phi) = \tfrac12 E \sum_k \omega_k\, | m_\phi(t_k, X_k; \xi) - w_k |^2 , \qquad \omega_k = \Delta t_k ,
 $$
 
 whose gradient at the current policy is the (variance-pre-multiplied) policy gradient.  The estimator
 ``"policy_gradient"`` is the plain policy gradient of the entropy-regularised problem instead, for a policy whose
-covariance may be learned too: costs carry tau log pi, and the critic is V^tau.  ``"backprop"`` differentiates the
-discretised cost through the sampler and needs no critic. Probes are cached in the trajectory,
+covariance may be learned too: costs carry $\tau \log \pi$, and the critic is $V^\tau$.  ``"backprop"`` differentiates
+the discretised cost through the sampler and needs no critic.  Probes are cached in the trajectory,
 so that the updates never call the frozen system again, and a trajectory can be used for several of them. Every
 iteration's randomness is keyed by its number: a restarted run is the same run.
 """
@@ -62,19 +62,20 @@ class ActorCritic:
 
     Args:
         problem: the problem.
-        actor: the policy's mean, (t, x, context, probe) -> like x.
+        actor: the policy's mean, (t, x, context, probe) -> like the control.
         critic: the value, (t, x, context, probe) -> (B,).
         temperature: lambda, the cost of exploration a unit of time; tau for ``"policy_gradient"``.  A number, or
             a schedule of the iteration.
         estimator: ``"score"``, ``"antithetic"``, ``"stein"``, ``"adjoint"``, ``"policy_gradient"`` or ``"backprop"``;
             or a function with the signature of `improvement.stein_targets`.
         evaluation: how the critic learns: a name of `evaluation.EVALUATIONS`, or ``"clstd"``.
-        mode: how rollouts execute the policy; ``"score"`` needs ``"sampled"``.
-        actor_lr: Adam's rate for the actor.
+        mode: how rollouts execute the policy; estimators that look at the actions (``"score"``, ``"antithetic"``,
+            ``"policy_gradient"``) need ``"sampled"``.
+        actor_lr: the optimiser's rate for the actor.
         critic_lr: and for the critic.
-        updates: updates of actor and critic a rollout.
-        terminal_weight: weight of the critic's terminal condition beside CTD (0 = off).
-        value_scale: the CTD loss is divided by its square (units of the cost).
+        updates: updates of actor and critic a rollout (``"policy_gradient"``, ``"backprop"``: one of the actor).
+        terminal_weight: weight of the critic's terminal condition beside its evaluation loss (0 = off).
+        value_scale: size of the value in units of the cost: critic losses are divided by its square.
         step_weight: omega(t, Dt) of the actor's regression; default Dt.
         clip: bound of the gradients' norms.
         ema: decay of the actor's averaged weights a iteration, 0 = none.
@@ -86,6 +87,10 @@ class ActorCritic:
         checkpointing: of ``"backprop"``: keep states only and run every step twice.
         stepwise: differentiate the losses one step at a time, so that memory does not grow with the number of
             steps by more than the path; slower for small networks.
+
+    Raises:
+        ValueError: for an unknown estimator, evaluation or optimiser, an estimator that does not fit the mode, or a
+            covariance without ``"policy_gradient"`` (or the reverse).
     """
 
     def __init__(
@@ -156,7 +161,11 @@ class ActorCritic:
 
     @torch.no_grad()
     def collect(self, batch: Batch) -> Trajectory:
-        """Run the current policy; no gradients."""
+        """Run the current policy; no gradients.
+
+        Args:
+            batch: where the rollouts start.
+        """
         entropic = self.estimator == "policy_gradient"
         if not entropic:
             # fixed variance: exploration costs lambda a unit of time, the value is shifted (AID)
@@ -208,7 +217,7 @@ class ActorCritic:
                 self.average[name].lerp_(value, 1 - decay)
 
     def fit_terminal(self, x: Tensor, context: Any, target: Any) -> float:
-        """One critic update on its terminal condition alone (no rollout); returns the loss."""
+        """One critic update on its terminal condition alone (no rollout): (B, ...), xi, target -> the loss."""
         loss = terminal_gradient_loss(self.problem, self.critic, x, context, target) / self.value_scale**2
         total = self._descend("critic", [loss])
         self._advance()
@@ -221,8 +230,12 @@ class ActorCritic:
 
         Args:
             trajectory: states and probes.
-            targets: w_k.
-            signal: where |batch mean of w - m|^2 and the variance of that mean are added up.
+            targets: w_k, like the control, one a step.
+            signal: two numbers, to which the squared norm of the batch mean of w - m and the variance of that mean are
+                added.
+
+        Returns:
+            One scalar a step.
         """
         for (k, t, dt), target in zip(trajectory.steps(), targets, strict=True):
             mean = self.actor(t, trajectory.states[k], trajectory.context, trajectory.probes[k])
@@ -233,7 +246,7 @@ class ActorCritic:
             yield 0.5 * self.step_weight(t, dt) * (mean - target).square().mean()
 
     def iterate(self, batch: Batch) -> dict[str, float]:
-        """One iteration; returns scalars for a log (cost, losses, signal-to-noise of the estimator)."""
+        """One iteration on a ``batch`` -> scalars for a log: cost, losses, signal-to-noise of the estimator."""
         if self.estimator == "backprop":
             return self._backprop(batch)
         trajectory = self.collect(batch)
@@ -299,7 +312,11 @@ class ActorCritic:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from there.
+
+        Args:
+            state: what `state` gave, of a trainer with the same networks.
+        """
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         if self.covariance is not None:

@@ -22,8 +22,9 @@ WIDTH = 140  # longer lines are cut at a word
 def first_line(path: Path) -> str:
     """The first sentence of a module's docstring, on one line, without Markdown."""
     doc = ast.get_docstring(ast.parse(path.read_text())) or ""
-    line = re.split(r"\n\s*\n", doc)[0].replace("\n", " ").replace("``", "").replace("`", "").replace("$", "")
-    line = line.replace("*", "")
+    line = re.split(r"\n\s*\n", doc)[0].replace("\n", " ")
+    line = re.sub(r"[,:]?\s*\$[^$]*\\[^$]*\$", "", line)  # a formula in TeX says nothing in plain text
+    line = re.sub(r"[`*$]", "", line)
     line = re.split(r"(?<=[a-z0-9)])(?<!et al)\.\s", line + " ")[0].rstrip(" .:")
     return line if len(line) <= WIDTH else line[:WIDTH].rsplit(" ", 1)[0] + " ..."
 

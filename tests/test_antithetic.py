@@ -21,8 +21,9 @@ class Exact(torch.nn.Module):
         return self.toy.value(t, x, context)
 
 
-def sampled(n, seed=0, lam=0.3, d=2):
+def sampled(n, seed=0, lam=0.3, d=2, discount=0.0):
     toy = AIDToy()
+    toy.discount = discount
     x = torch.tensor([[1.0, -0.5]], dtype=F64).expand(n, d)
     c = torch.tensor([[0.2, 0.8]], dtype=F64).expand(n, d)
     policy = GaussianPolicy(lambda t, x, c, p: 0.3 * torch.ones_like(x), lambda t: toy.policy_variance(t, lam, d))
@@ -31,8 +32,9 @@ def sampled(n, seed=0, lam=0.3, d=2):
     return toy, policy, Shifted(Exact(toy), lam), path
 
 
-def test_same_expectation_as_stein_and_less_noise_than_the_score():
-    toy, policy, value, path = sampled(50_000)
+@pytest.mark.parametrize("discount", [0.0, 2.0])
+def test_same_expectation_as_stein_and_less_noise_than_the_score(discount):
+    toy, policy, value, path = sampled(50_000, discount=discount)
     pairs = torch.stack(list(antithetic_targets(toy, policy, value, path, pairs=1)))
     stein = torch.stack(list(stein_targets(toy, policy, value, path)))
     score = torch.stack(list(score_targets(toy, policy, value, path)))

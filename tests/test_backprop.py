@@ -27,13 +27,15 @@ def case():
     return toy, x, torch.linspace(0, toy.horizon, 8, dtype=F64), c
 
 
-def test_the_loss_is_the_rollouts_cost():
+@pytest.mark.parametrize("discount", [0.0, 1.3])
+def test_the_loss_is_the_rollouts_cost(discount):
     toy, x, grid, c = case()
+    toy.discount = discount
     actor = Feedback()
     total, terminal = backprop_loss(toy, actor, x, grid, c, c)
     path = rollout(toy, GaussianPolicy(actor), x, grid, c, c)
     torch.testing.assert_close(total, path.total_cost())
-    torch.testing.assert_close(terminal, path.terminal)
+    torch.testing.assert_close(terminal, path.terminal * path.discounts()[-1])
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])

@@ -25,7 +25,20 @@ Policy = tuple[Tensor, Tensor]  # mean (N, m) and covariance (N, m, m)
 
 @dataclass(frozen=True)
 class Equation:
-    """The semi-discrete equation of one problem on one grid."""
+    """The semi-discrete equation of one problem on one grid.
+
+    In its methods t is a scalar tensor (), N the number of nodes, d that of dimensions, m that of controls; a grid
+    function v has the grid's shape, its differences p, y are (N, d), (N, d, d), and u is (N, m).
+
+    Attributes:
+        problem: the problem.
+        grid: the nodes.
+        upwind: whether the scheme is ``"upwind"``.
+        temperature: tau.
+        control_dim: m.
+        context: xi.
+        rule: quadrature nodes (A, m) and weights (A,) over actions; ``None`` = the closed form of the minimum.
+    """
 
     problem: ControlProblem
     grid: Grid
@@ -36,20 +49,22 @@ class Equation:
     rule: tuple[Tensor, Tensor] | None = None  # quadrature over actions; None = closed form
 
     def quadratic(self, t: Tensor, p: Tensor, y: Tensor) -> QuadraticHamiltonian:
+        """The Hamiltonian in u: (), (N, d), (N, d, d) -> coefficients, N rows."""
         x = self.grid.states
         probe = self.problem.probe(t, x, self.context)
         return in_control(self.problem, t, x, p, y, self.control_dim, self.context, probe)
 
     def integrate(self, t: Tensor, p: Tensor, y: Tensor, rule: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Soft minimum (N,) and mean policy (N, m) by quadrature."""
+        """Soft minimum and mean policy by quadrature: (), (N, d), (N, d, d), rule -> (N,), (N, m)."""
         return quadrature(self.problem, t, self.grid.states, p, y, self.temperature, *rule, context=self.context)
 
     def velocity(self, t: Tensor, u: Tensor) -> Tensor:
+        """b + B u: (), (N, m) -> (N, d)."""
         x = self.grid.states
         return self.problem.velocity(t, x, u, self.context, self.problem.probe(t, x, self.context))
 
     def variance(self, t: Tensor, u: Tensor) -> Tensor:
-        """The diagonal of sigma sigma', (N, d)."""
+        """The diagonal of sigma sigma': (), (N, m) -> (N, d)."""
         sigma = self.problem.diffusion(t, self.grid.states, u)
         if sigma is None:
             return torch.zeros_like(self.grid.states)
@@ -58,7 +73,7 @@ class Equation:
         return sigma.expand_as(self.grid.states).square()
 
     def viscosity(self, t: Tensor, y: Tensor, h: QuadraticHamiltonian) -> Tensor:
-        """alpha, (N, d)."""
+        """alpha of the upwind scheme: (), (N, d, d), the Hamiltonian in u -> (N, d)."""
         x = self.grid.states
         pulled = [self.problem.pull(t, x, e.expand_as(x)) for e in torch.eye(x.shape[1], dtype=x.dtype)]
         b = torch.stack(pulled, dim=-1)  # B', (N, m, d)
@@ -67,7 +82,7 @@ class Equation:
         return self.velocity(t, h.minimiser()).abs() + (authority @ jump.unsqueeze(-1)).squeeze(-1)
 
     def slope(self, t: Tensor, v: Tensor) -> Tensor:
-        """-V_t of the HJB equation, like v."""
+        """-V_t of the HJB equation: (), v -> like v."""
         p, y = self.grid.differences(v)
         h = self.quadratic(t, p, y)
         minimum = h.soft_minimum(self.temperature) if self.rule is None else self.integrate(t, p, y, self.rule)[0]
@@ -76,12 +91,18 @@ class Equation:
         return minimum.reshape_as(v) - self.problem.discount * v
 
     def mean(self, t: Tensor, v: Tensor) -> Tensor:
-        """Mean (N, m) of the policy that attains the (soft) minimum."""
+        """Mean of the policy that attains the (soft) minimum: (), v -> (N, m)."""
         p, y = self.grid.differences(v)
         return self.quadratic(t, p, y).minimiser() if self.rule is None else self.integrate(t, p, y, self.rule)[1]
 
     def rate(self, t: Tensor, policy: Policy, alpha: Tensor | None = None) -> float:
-        """1 / the largest stable Euler step under a policy; central differences without alpha."""
+        """1 / the largest stable Euler step under a policy.
+
+        Args:
+            t: scalar time.
+            policy: mean (N, m) and covariance (N, m, m).
+            alpha: of the upwind scheme, (N, d); ``None`` = central differences.
+        """
         mean, covariance = policy
         a = self.variance(t, mean)
         if self.temperature > 0:
@@ -95,13 +116,21 @@ class Equation:
         return float((a / h**2 + alpha / h).sum(-1).max()) + self.problem.discount
 
     def greedy_rate(self, t: Tensor, v: Tensor) -> float:
-        """The rate under the minimising policy."""
+        """`rate` under the minimising policy: (), v -> a number."""
         p, y = self.grid.differences(v)
         h = self.quadratic(t, p, y)
         return self.rate(t, h.gibbs(self.temperature), self.viscosity(t, y, h) if self.upwind else None)
 
     def averaged(self, h: QuadraticHamiltonian, policy: Policy) -> Tensor:
-        """int H dpi + tau int log pi dpi of a Gaussian policy, (N,)."""
+        """int H dpi + tau int log pi dpi.
+
+        Args:
+            h: the Hamiltonian in u, N rows.
+            policy: Gaussian, mean (N, m) and covariance (N, m, m).
+
+        Returns:
+            (N,), one number a node.
+        """
         mean, covariance = policy
         u = mean.unsqueeze(-1)
         energy = h.constant + (h.linear * mean).sum(-1) + 0.5 * (u.mT @ h.hessian @ u).flatten()
@@ -120,6 +149,13 @@ def equation_of(
     temperature: float,
     context: Any,
 ) -> Equation:
+    """Check a problem against a grid and a scheme; arguments as `solver.solve`.
+
+    Raises:
+        ValueError: for an unknown scheme, a temperature that is negative or not finite, an unusable box or number of
+            points, a problem that is singular at T or does not take states of the box's dimension, and for the
+            central scheme without noise.
+    """
     if scheme not in ("central", "upwind"):
         raise ValueError(f"scheme is {scheme!r}; expected 'central' or 'upwind'")
     if not (math.isfinite(temperature) and temperature >= 0):

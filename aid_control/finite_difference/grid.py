@@ -2,6 +2,9 @@ r"""Uniform grids on a box: nodes, central differences, and quadrature over acti
 
 *Boundary.*  A ghost beyond each face, $V_n = 3V_{n-1} - 3V_{n-2} + V_{n-3}$, is exact for quadratic V.  A linear
 ghost sets the second derivative to zero: where paths leave the box it does not converge for values that grow.
+
+*Quadrature.*  For a Gaussian of standard deviation s well inside the box the trapezoid rule of spacing h has the
+relative error $2 e^{-2 (\pi s/h)^2}$.
 """
 
 from __future__ import annotations
@@ -20,8 +23,6 @@ Box = Sequence[tuple[float, float]]
 
 def trapezoid(box: Box, nodes: int) -> tuple[Tensor, Tensor]:
     """The product trapezoid rule.
-
-    For a Gaussian of standard deviation s well inside the box, spacing h, the relative error is 2 exp(-2 (pi s/h)^2).
 
     Args:
         box: (low, high) of every coordinate.
@@ -59,6 +60,10 @@ class Grid:
     def uniform(cls, box: Box, points: Sequence[int]) -> Grid:
         """The grid with ``points[i]`` nodes on ``box[i]``, ends included.
 
+        Args:
+            box: (low, high) of every coordinate; one or two.
+            points: nodes along every coordinate, at least 5.
+
         Raises:
             ValueError: for other than 1 or 2 dimensions, low >= high, or fewer than 5 points.
         """
@@ -73,12 +78,12 @@ class Grid:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """(n_1[, n_2])."""
+        """(n_1,) or (n_1, n_2)."""
         return tuple(len(axis) for axis in self.axes)
 
     @cached_property
     def spacing(self) -> Tensor:
-        """h, (d,)."""
+        """h along every dimension, (d,)."""
         return torch.stack([axis[1] - axis[0] for axis in self.axes])
 
     @cached_property
@@ -97,7 +102,7 @@ class Grid:
         return below, torch.cat([v.narrow(axis, 1, n - 1), ghost(n - 1, n - 2, n - 3)], dim=axis)
 
     def differences(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Central gradient (N, d) and Hessian (N, d, d) of a grid function (n_1[, n_2])."""
+        """Central gradient and Hessian of a grid function: (n_1,) or (n_1, n_2) -> (N, d), (N, d, d)."""
         h, d = self.spacing, len(self.axes)
         p, second = [], []
         for i in range(d):
@@ -112,5 +117,14 @@ class Grid:
 
 
 def check_box(name: str, box: Box) -> None:
+    """Refuse what is no box.
+
+    Args:
+        name: of the argument, for the message.
+        box: (low, high) of every coordinate.
+
+    Raises:
+        ValueError: for no coordinate at all, or one without low < high.
+    """
     if len(box) == 0 or any(len(side) != 2 or not side[0] < side[1] for side in box):
         raise ValueError(f"{name} is {box}; expected (low, high) with low < high for every coordinate")

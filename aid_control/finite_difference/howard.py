@@ -1,4 +1,4 @@
-"""Exact policy iteration on a grid (Howard's algorithm), plain and exploratory."""
+"""Exact policy iteration on a grid (Howard 1960), plain and exploratory."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def policy_iteration(
 
     Args:
         problem: as in `solve`, with noise.
-        box: likewise.
-        points: likewise.
+        box: (low, high) of every coordinate of the state.
+        points: grid points along every coordinate, at least 5.
         iterations: number of evaluations.
         initial: mean (N, m) of the first policy at (t, x); default 0.  Its covariance is tau I.
         temperature: tau; at 0 policies are deterministic.
         context: xi.
         target: the terminal cost's target.
-        outputs: K.
-        max_steps: as in `solve`.
+        outputs: K, the number of equal intervals between output times.
+        max_steps: a sweep of more steps is refused.
 
     Returns:
         One solution an iteration: the value of that iteration's policy; ``.policy(k)`` is the improved one.
 
     Raises:
-        ValueError: as `solve`.
+        ValueError: as `solve`; for less than one iteration, or an ``initial`` mean of another shape.
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; expected at least 1")

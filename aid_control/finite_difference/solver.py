@@ -6,11 +6,12 @@ $$
 -V_t = -\rho V + \min\nolimits^\tau_u H(t, x, u, p_h, Y_h) + \tfrac12 \sum_i \alpha_i h_i (Y_h)_{ii} ,
 $$
 
-where $\min^\tau$ is the soft minimum of `hjb` (the minimum at tau = 0).
+where $\min^\tau$ is the soft minimum of `hjb` (the minimum at $\tau = 0$).
 
-*Schemes.*  p_h and Y_h are central.  ``"central"`` has $\alpha = 0$, is of second order and needs noise; it is
-monotone where $|v_i| h_i \le \sigma_i^2$ and sigma sigma' is diagonal.  ``"upwind"`` is the local Lax-Friedrichs
-scheme (Osher & Shu 1991), of first order, right without noise and at kinks of V:
+*Schemes.*  $p_h$ and $Y_h$ are central; $v = b + Bu$ is the velocity, $\sigma_i^2 = (\sigma\sigma')_{ii}$.
+``"central"`` has $\alpha = 0$, is of second order and needs noise; it is monotone where $|v_i| h_i \le \sigma_i^2$ and
+$\sigma\sigma'$ is diagonal.  ``"upwind"`` is the local Lax-Friedrichs scheme (Osher & Shu 1991), of first order, right
+without noise and at kinks of V:
 
 $$
 \alpha_i = |v_i(u^*)| + \tfrac12 \sum_j |B S^{-1} B'|_{ij}\, h_j |Y_{jj}| ,
@@ -19,7 +20,7 @@ $$
 the largest $|\partial H / \partial p_i|$ between the one-sided differences $p_j \pm \tfrac12 h_j Y_{jj}$
 (exact: the minimiser is affine in p).  Godunov's flux is sharper, but its direction depends on u, so that H would not
 stay quadratic.  Here it does, and V enters through differences only: *the recovery theorem holds for the discrete
-equations*.  With S free of x the means agree at every tau, and
+equations*.  With S free of x the means agree at every $\tau$, and
 $V^\tau - V^0 = -\tfrac\tau2 \int_t^T e^{-\rho(r-t)} \log((2\pi\tau)^m / \det S)\, dr$ up to the error in time.
 
 *Boundary.*  A ghost beyond each face, $V_n = 3V_{n-1} - 3V_{n-2} + V_{n-3}$, is exact for quadratic V.  A linear
@@ -63,7 +64,7 @@ class GridSolution:
     Attributes:
         times: 0 = t_0 < ... < t_K = T, (K + 1,).
         axes: grid coordinates, one tensor (n_i,) a dimension.
-        values: (K + 1, n_1[, n_2]).
+        values: (K + 1, n_1) or (K + 1, n_1, n_2).
         steps: Runge-Kutta steps taken.
     """
 
@@ -74,7 +75,14 @@ class GridSolution:
     _equation: Equation = field(repr=False)
 
     def policy(self, k: int) -> Tensor:
-        """Mean control on the grid at output time k, (n_1[, n_2], m), from the differences that the solver uses."""
+        """Mean control on the grid, from the differences that the solver uses.
+
+        Args:
+            k: number of the output time, 0 to K.
+
+        Returns:
+            (n_1, m) or (n_1, n_2, m).
+        """
         return self._equation.mean(self.times[k], self.values[k]).reshape(*self.values.shape[1:], -1)
 
     def value(self, t: float, x: Tensor) -> Tensor:
@@ -160,7 +168,19 @@ def march(
     slope: Callable[[Tensor, Tensor], Tensor],
     rate: Callable[[Tensor, Tensor], float],
 ) -> GridSolution:
-    """From T down to 0 with steps adapted to ``rate``."""
+    """From T down to 0 with steps adapted to ``rate``.
+
+    Args:
+        equation: what is solved.
+        target: the terminal cost's target.
+        outputs: K, the number of equal intervals between output times.
+        max_steps: more steps than this are refused.
+        slope: maps t and V on the grid to -V_t, like V.
+        rate: maps t and V on the grid to 1 / the largest stable Euler step.
+
+    Raises:
+        ValueError: for less than one output, more than ``max_steps`` steps, or a V that is not finite at t = 0.
+    """
     if outputs < 1:
         raise ValueError(f"outputs is {outputs}; expected at least 1")
     grid, problem = equation.grid, equation.problem

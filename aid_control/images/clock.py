@@ -1,4 +1,4 @@
-r"""Clocks $t \mapsto \sigma(t)$: how the noise level falls while the sampler's time $t$ runs from 0 to $T$.
+r"""Clocks: how the noise level falls while the sampler's time runs, $t \mapsto \sigma(t)$, $0 \le t \le T$.
 
 EDM's probability-flow ODE $dx/d\sigma = (x - D(x; \sigma))/\sigma$ becomes, under a decreasing clock,
 

@@ -1,4 +1,4 @@
-r"""The context encoder: a guess of $m(\xi) = E[x_0 \mid y, M]$, made once an image.
+r"""The context encoder: a guess of the posterior mean, $m(\xi) = E[x_0 \mid y, M]$, made once an image.
 
 Everything that depends only on the observation is computed here, outside the sampler's loop: a guided step
 then costs a small fraction of a backbone call, while the encoder may cost about as much as one.  It is a

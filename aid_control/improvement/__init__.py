@@ -1,9 +1,9 @@
-"""Policy improvement: estimators of the same descent direction of the mean, one a file.
+r"""Policy improvement: estimators of the same descent direction of the mean, one a file.
 
-`policy_gradient` and `q_learning` are losses for any Gaussian policy, mean and covariance. Each function
-of ``ESTIMATORS`` gives, for every step k, a target action w_k with the meaning "the mean should move from m_k
-towards w_k": the policy gradient, pre-multiplied by the policy's variance (1/R up to a constant), is
-$-(m_k - w_k)$. At a fixed point m = w on average, and w = -B' grad V / R is the optimal control.
+`policy_gradient` and `q_learning` are losses for any Gaussian policy, mean and covariance.  Each function
+of ``ESTIMATORS`` gives, for every step k, a target action $w_k$ with the meaning "the mean should move from $m_k$
+towards $w_k$": the gradient of the expected cost in the mean, pre-multiplied by the policy's variance ($1/R$ up to a
+constant), is $m_k - w_k$.  At a fixed point $m = w$ on average, and $w = -B'\nabla V / R$ is the optimal control.
 """
 
 from collections.abc import Callable, Iterable

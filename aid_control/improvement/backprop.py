@@ -1,7 +1,7 @@
 r"""Backpropagation through the sampler: the exact gradient of the discretised cost, at the price of memory.
 
 $$
-\partial_\phi J = \partial_\phi \Big[ \sum_k (f + \tfrac12 R |m_\phi|^2)\Delta t + \Psi(X_K) \Big],
+\partial_\phi J = \partial_\phi \Big[ \sum_k e^{-\rho t_k} (f + \tfrac12 R |m_\phi|^2)\Delta t + e^{-\rho T} \Psi(X_K) \Big],
 \qquad X_{k+1} = X_k + \Delta t\,(b + B m_\phi) .
 $$
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -42,17 +43,22 @@ def backprop_loss(
         target: what the terminal cost sees.
         checkpointing: keep states only and run every step twice.
 
+    Returns:
+        The total cost (B,), and the (discounted) terminal cost in it (B,).
+
     Raises:
         ValueError: for a diffusing problem.
     """
     if problem.noise != "none":
         raise ValueError(f"problem has {problem.noise} noise; expected none for backprop")
 
+    weights = torch.exp(-problem.discount * (grid - grid[0])).tolist()
+
     def step(k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         t, dt = grid[k], grid[k + 1] - grid[k]
         probe = problem.probe(t, x, context)
         mean = actor(t, x, context, probe)
-        cost = problem.stage_cost(t, x, mean, context) * dt
+        cost = weights[k] * problem.stage_cost(t, x, mean, context) * dt
         return x + dt * problem.velocity(t, x, mean, context, probe), cost
 
     total = x.new_zeros(x.shape[0])
@@ -62,5 +68,5 @@ def backprop_loss(
         else:
             x, cost = step(k, x)
         total = total + cost
-    terminal = problem.terminal_cost(x, target)
+    terminal = weights[-1] * problem.terminal_cost(x, target)
     return total + terminal, terminal

@@ -5,9 +5,10 @@ $$
 dM = e^{-\rho t} \big( dJ + (c + \tau \log\pi - \rho J)\, dt \big),
 $$
 
-so that $\phi \mathrel{-}= a\,\partial_\phi J$. H is any adapted process: it multiplies a martingale's
-increments (where J is right) and only changes the variance. It is entered here as the gradient of a scalar h, H = d h
-/ d phi; and a function b(t, x) may be subtracted from dM/dt, because the score has mean zero given the state.
+so that $\phi \mathrel{-}= a\,\partial_\phi J$.  H is any adapted process: it multiplies a martingale's
+increments (where J is right) and only changes the variance.  It is entered here as the gradient of a scalar,
+$H_t = \partial_\phi h(t, X_t)$; and a function $b(t, x)$ may be subtracted from $dM/dt$, because the score has mean
+zero given the state.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def policy_gradient_loss(
         trajectory: sampled under ``policy``, its costs with tau log pi where the problem has a temperature.
         baseline: b(t, x) -> (B,), in units of cost per time, subtracted from dM/dt.
         test: h(t, x) -> (B,), differentiable in the policy's weights; H is its gradient.
-        average: eta of an ergodic problem.
+        average: eta of an ergodic problem, a number or (B,).
+
+    Returns:
+        A scalar.
     """
     with torch.no_grad():
         delta = temporal_differences(value.along(trajectory), trajectory, average)

@@ -5,17 +5,17 @@ q(t, x, a) = J_t + H(t, x, a, J_x, J_{xx}) - \rho J, \qquad
 \int e^{-q/\tau} da = 1, \qquad \pi \propto e^{-q/\tau} .
 $$
 
-For any behaviour policy $e^{-\rho s}J + \int e^{-\rho u}(c - q)\,du$ is a martingale (c without the entropy),
-so with $\delta_i = J_{i+1} - J_i + (c_i - q_i - \rho J_i)\Delta t$
+For any behaviour policy $e^{-\rho s}J(s, X_s) + \int_0^s e^{-\rho u}(c_u - q_u)\,du$ is a martingale (c without the
+entropy), so with $\delta_i = J_{i+1} - J_i + (c_i - q_i - \rho J_i)\Delta t$
 
 $$
 \theta \mathrel{+}= a \sum \partial_\theta J\, \delta, \qquad
 \psi \mathrel{+}= a \sum \partial_\psi q\, \delta .
 $$
 
-`GaussianAdvantage` is the normalised q of a Gaussian policy. `least_squares_q` solves the same equations
-in one go for a value linear in its weights and $q = g(t, x)\cdot e + \tfrac12 e'S(t)e$, e = a - m(t, x)
-(compatible features): the policy's new mean is $m - S^{-1}g$. The constant that normalises q is left to J,
+`GaussianAdvantage` is the normalised q of a Gaussian policy.  `least_squares_q` solves the same equations
+in one go for a value linear in its weights and $q = g(t, x)\cdot e + \tfrac12 e'S(t)e$, $e = a - m(t, x)$
+(compatible features): the policy's new mean is $m - S^{-1}g$.  The constant that normalises q is left to J,
 whose own constant it shifts; the mean does not see it.
 """
 
@@ -38,13 +38,22 @@ __all__ = ["GaussianAdvantage", "QSolution", "least_squares_q", "q_learning_loss
 
 
 class GaussianAdvantage(nn.Module):
-    r"""q = (a - m)'S(a - m)/2 + (tau/2) log((2 pi tau)^m / det S), normalised for every S and m.
+    r"""The q of a Gaussian policy, normalised for every mean m and precision S.
+
+    $$
+    q(t, x, a) = \tfrac12 (a - m)' S\, (a - m) + \frac\tau2 \log \frac{(2\pi\tau)^{d_a}}{\det S}
+    $$
+
+    with $d_a$ controls.
 
     Args:
         mean: m(t, x), any module.
         temperature: tau > 0.
-        control_dim: m, the number of control coordinates.
-        groups: S independent precision matrices, or ``None`` for one.
+        control_dim: the number of control coordinates.
+        groups: number of independent precision matrices, or ``None`` for one.
+
+    Raises:
+        ValueError: unless tau > 0.
     """
 
     def __init__(self, mean: nn.Module, temperature: float, control_dim: int, groups: int | None = None) -> None:
@@ -56,11 +65,14 @@ class GaussianAdvantage(nn.Module):
         self.factor = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
 
     def cholesky(self) -> Tensor:
-        """Lower triangular L with S = L L': the factor's lower part, its diagonal through exp."""
+        """Lower triangular L with S = L L', (m, m) or (groups, m, m).
+
+        It is the factor's lower part, with its diagonal through exp.
+        """
         return self.factor.tril(-1) + torch.diag_embed(self.factor.diagonal(dim1=-2, dim2=-1).exp())
 
     def forward(self, t: Tensor, x: Tensor, action: Tensor) -> Tensor:
-        """q(t, x, a), (B,)."""
+        """q(t, x, a): (), (B, d), (B, m) -> (B,)."""
         root = self.cholesky()
         scaled = matvec(root.mT, action - self.mean(t, x, None, None))
         logdet = 2 * self.factor.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -69,7 +81,7 @@ class GaussianAdvantage(nn.Module):
         return 0.5 * scaled.square().sum(1) + (level if level.dim() == 0 else per_row(level, x, 0))
 
     def policy(self) -> GaussianPolicy:
-        """The Gibbs policy N(m, tau S^{-1}), sharing the weights."""
+        r"""The Gibbs policy $N(m, \tau S^{-1})$, which shares the weights."""
         return GaussianPolicy(self.mean, lambda t: self.temperature * torch.cholesky_inverse(self.cholesky()))
 
 
@@ -82,10 +94,10 @@ def q_learning_loss(
     """A scalar whose gradient is minus the joint CTD(0) direction of J and q, summed over steps, mean over paths.
 
     Args:
-        values: J along the path (`value.Shifted.along`), differentiable.
-        advantage: q(t, x, a).
+        values: J along the path (`value.Shifted.along`), K + 1 of (B,), differentiable.
+        advantage: q(t, x, a), (B,).
         trajectory: made by any policy; its costs without the entropy.
-        average: eta of an ergodic problem.
+        average: eta of an ergodic problem, a number or (B,).
     """
     q = torch.stack([advantage(t, trajectory.states[k], trajectory.actions[k]) for k, t, _ in trajectory.steps()])
     weights = trajectory.discounts().to(q)[:-1].unsqueeze(1) * trajectory.times.diff().to(q).unsqueeze(1)
@@ -94,19 +106,27 @@ def q_learning_loss(
 
 
 class QSolution:
-    """What `least_squares_q` found.
+    """What `least_squares_q` found for every group, in the polynomials of `features.time_powers`.
 
     Attributes:
-        value: weights of J, (S, p).
-        slope: g = slope(t) [1, x], (S, m, (time_degree + 1)(1 + d)).
-        curvature: coefficients of S(t), (S, curvature_degree + 1, m, m).
+        value: weights of J, (groups, p).
+        slope: of g, affine in x: (groups, m, n) with n = (time_degree + 1) (1 + d).
+        curvature: of S(t), (groups, curvature_degree + 1, m, m).
     """
 
     def __init__(self, value: Tensor, slope: Tensor, curvature: Tensor) -> None:
         self.value, self.slope, self.curvature = value, slope, curvature
 
     def at(self, t: Tensor, mean: LinearMean) -> tuple[Tensor, Tensor]:
-        """g's matrix (S, m, 1 + d) and S(t) (S, m, m)."""
+        """g and S at one time.
+
+        Args:
+            t: scalar time.
+            mean: the mean that q was expanded around; gives horizon and degree.
+
+        Returns:
+            G (groups, m, 1 + d), with g(t, x) = G (1, x); and S(t), (groups, m, m).
+        """
         time = time_powers(t, mean.horizon, mean.time_degree)
         slope = self.slope.reshape(*self.slope.shape[:-1], len(time), -1)
         powers = time_powers(t, mean.horizon, self.curvature.shape[1] - 1)
@@ -128,7 +148,10 @@ def least_squares_q(
         mean: m, around which q is expanded (the behaviour may be another policy).
         trajectory: with a terminal cost; costs without the entropy.
         curvature_degree: degree of S(t) in time.
-        ridge: relative ridge.
+        ridge: relative ridge of the linear system.
+
+    Returns:
+        The weights of J and the coefficients of q.
     """
     groups, m = critic.groups, mean.weights.shape[-2]
     weights = trajectory.discounts().tolist()

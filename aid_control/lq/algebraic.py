@@ -4,9 +4,9 @@ $$
 0 = -\rho P + A'P + PA + \sum_j C_j'PC_j + Q - L'S^{-1}L, \qquad S > 0,
 $$
 
-with the linear and constant parts as in `riccati` at $\dot p = \dot k = 0$.  For rho = 0 the constant
+with S, L and the linear and constant parts as in `riccati` at $\dot p = \dot k = 0$.  For $\rho = 0$ the constant
 does not exist; what the equation for k then gives is the *average cost* per unit time, and V is known up to a
-constant (k = 0 here).
+constant ($k = 0$ here).
 
 Without state- and control-dependent noise it is a continuous algebraic Riccati equation of
 $A - \tfrac\rho2 I$, solved by scipy.  Otherwise: the Riccati *differential* equation is run over doubling
@@ -62,11 +62,17 @@ def _one(c: Arrays, i: int) -> Arrays:
 
 
 def mean_square_abscissa(problem: LQProblem, gain: Tensor) -> Tensor:
-    """The largest real part of the closed loop's second-moment operator, per problem (S,); negative = stable.
+    """The largest real part of the closed loop's second-moment operator, per unit of time; negative = stable.
 
     Args:
         problem: with constant coefficients.
         gain: K (m, d) or (S, m, d).
+
+    Returns:
+        One number a problem, (S,).
+
+    Raises:
+        ValueError: for coefficients that vary in time.
     """
     c = _constant(problem)
     groups = problem.batch or 1
@@ -139,7 +145,10 @@ def algebraic(problem: LQProblem, temperature: float = 0.0) -> LQSolution:
 
     Args:
         problem: constant coefficients; its horizon, G and g are ignored.
-        temperature: tau.
+        temperature: tau >= 0.
+
+    Returns:
+        Value and policy; for rho = 0 the value up to a constant, and the average cost.
 
     Raises:
         ValueError: for coefficients that vary in time, a negative temperature, or a problem that is not
@@ -228,6 +237,10 @@ def exploration_cost(problem: LQProblem, temperature: float) -> float:
     """tau m / 2 per unit time, discounted over the horizon: the price of exploring, entropy left out.
 
     Source: Wang, Zariphopoulou & Zhou 2020, theorem 8 (tau / (2 rho) for m = 1 and an infinite horizon).
+
+    Args:
+        problem: gives m, rho and T; infinite without a discount over an infinite horizon.
+        temperature: tau >= 0.
     """
     rate, rho, horizon = 0.5 * check_temperature(temperature) * problem.control_dim, problem.discount, problem.horizon
     if math.isinf(horizon):

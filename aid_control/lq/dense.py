@@ -65,14 +65,13 @@ def solve_backward(
     """Solve y' = rhs(t, y), y(T) = end, from T back to 0.
 
     Args:
-        rhs: the right-hand side.
+        rhs: the right-hand side, of (t, y (size,)), like y.
         end: y(T), (size,).
         horizon: T.
         rtol: relative tolerance of the steps; the absolute one is rtol times the largest entry of y(T), at
             least rtol times ``unit``.
         stop: a function of (t, y) that is positive while the solution makes sense.
         pieces: at least so many steps; the solution's *derivative* is as good as the steps are short.
-
         unit: the size of what y is measured in.
 
     Returns:

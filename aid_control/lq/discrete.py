@@ -1,17 +1,18 @@
 r"""What Euler-Maruyama computes, exactly: the cost of a policy in the *discretised* problem.
 
-One step is linear in x, so V_k stays quadratic and the recursion
+One step is linear in x, so $V_k$ stays quadratic and the recursion
 
 $$
 V_k(x) = \Delta t\,(\text{stage cost}) + e^{-\rho \Delta t}\, E\, V_{k+1}(\mu(x) + \text{noise}), \qquad
 \mu(x) = x + \Delta t\,(A_K x + b_K),
 $$
 
-is solved in closed form.  The noise adds $\tfrac{\Delta t}2 \sum_j c_j(x)'P_{k+1}c_j(x)$; the policy's spread
-adds $\tfrac{\Delta t}2\sum_j \mathrm{tr}(D_j'PD_j\Sigma)$ when averaged, and
-$\tfrac{\Delta t^2}2 \mathrm{tr}(B'PB\Sigma)$ on top when sampled: the whole difference of the two, of order Dt.
-So a Monte-Carlo estimate can be tested without any allowance for the step, and orders of convergence can be
-measured without noise.
+is solved in closed form ($A_K$, $b_K$ as in `evaluate`).  The noise adds
+$\tfrac{\Delta t}2 \sum_j c_j(x)'P_{k+1}c_j(x)$ with $c_j(x) = C_{K,j} x + s_{K,j}$; the policy's spread adds
+$\tfrac{\Delta t}2\sum_j \mathrm{tr}(D_j'P_{k+1}D_j\Sigma)$ when averaged, and
+$\tfrac{\Delta t^2}2 \mathrm{tr}(B'P_{k+1}B\Sigma)$ on top when sampled: the whole difference of the two, of order
+$\Delta t$ in the cost.  So a Monte-Carlo estimate can be tested without any allowance for the step, and orders of
+convergence can be measured without noise.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ def scheme_value(
 
     Returns:
         V_0 as a value (the same at every time asked).
+
+    Raises:
+        ValueError: for a negative temperature, an unknown mode, or a grid that does not increase.
     """
     tau = check_temperature(temperature)
     if mode not in get_args(Mode):

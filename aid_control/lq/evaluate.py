@@ -1,7 +1,8 @@
 r"""The exact value of *any* affine Gaussian policy, and exact policy iteration.
 
-Under N(K x + kappa, Sigma) the closed loop is A + BK, b + B kappa, C_j + D_j K, s_j + D_j kappa, the averaged
-noise has the further columns D_j Sigma^{1/2}, and
+Under $N(K x + \kappa, \Sigma)$ the closed loop is $A_K = A + BK$, $b_K = b + B\kappa$, $C_{K,j} = C_j + D_j K$,
+$s_{K,j} = s_j + D_j\kappa$, the averaged noise has the further columns $D_j \Sigma^{1/2}$, and with the entropy
+$\mathcal H(\Sigma) = \tfrac12 \log\det(2\pi e\Sigma)$
 
 $$
 \begin{aligned}
@@ -36,7 +37,16 @@ __all__ = ["closed_loop", "evaluate", "improve", "policy_iteration", "spread_rat
 
 
 def closed_loop(c: Arrays, gain: np.ndarray, offset: np.ndarray) -> Arrays:
-    """The uncontrolled problem that an affine feedback turns ``c`` into (b, s, q changed accordingly)."""
+    """The uncontrolled problem that an affine feedback makes of a controlled one.
+
+    Args:
+        c: coefficients with a leading S, as `LQProblem.coefficients` but arrays.
+        gain: K (S, m, d).
+        offset: kappa (S, m).
+
+    Returns:
+        The coefficients with A, b, C, s, Q, q changed, and the running cost's ``constant``, (S,).
+    """
     out = dict(c)
     out["A"] = c["A"] + c["B"] @ gain
     out["b"] = c["b"] + np.einsum("sdm,sm->sd", c["B"], offset)
@@ -51,7 +61,10 @@ def closed_loop(c: Arrays, gain: np.ndarray, offset: np.ndarray) -> Arrays:
 
 
 def spread_rate(s: np.ndarray, sigma: np.ndarray, temperature: float) -> np.ndarray:
-    """tr(S Sigma)/2 - tau H(Sigma), (S,): what the spread costs a unit of time."""
+    r"""What the spread costs a unit of time: $\tfrac12 \mathrm{tr}(S\Sigma) - \tau \mathcal H(\Sigma)$.
+
+    (S, m, m), (S, m, m), tau -> (S,), for the S of the Hamiltonian and the covariance of the policy.
+    """
     cost = 0.5 * np.einsum("sij,sji->s", s, sigma)
     if temperature == 0:
         return cost
@@ -104,7 +117,8 @@ def evaluate(
         rtol: relative tolerance of the ODE solver.
 
     Raises:
-        ValueError: for an infinite horizon or a negative temperature.
+        ValueError: for an infinite horizon, a negative temperature, a policy of other dimensions or whose value escapes
+            to infinity, or an entropy in the cost of a policy without spread.
     """
     tau = check_temperature(temperature)
     if infinite(problem):
@@ -130,7 +144,16 @@ def evaluate(
 
 
 def improve(problem: LQProblem, value: QuadraticValue, temperature: float) -> AffineGaussian:
-    """The Gibbs policy of the Hamiltonian of ``value`` (a single problem), from the generic HJB layer alone."""
+    """The Gibbs policy of the Hamiltonian of a value, from the generic HJB layer alone.
+
+    Args:
+        problem: a single problem.
+        value: of the policy that is improved.
+        temperature: tau >= 0; at 0 the policy is deterministic.
+
+    Raises:
+        ValueError: for a batch of problems or a negative temperature.
+    """
     check_temperature(temperature)
     if problem.batch is not None:
         raise ValueError(f"problem is a batch of {problem.batch}; expected a single one")

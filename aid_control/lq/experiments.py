@@ -1,6 +1,6 @@
 r"""The recovery theorem by simulation and by learning, against the closed forms.
 
-- the simulated exploratory cost against V^tau, and against what the Euler scheme computes exactly;
+- the simulated exploratory cost against $V^\tau$, and against what the Euler scheme computes exactly;
 - sampled against averaged execution: both of order one in the step, by `discrete` without noise;
 - the optimal gain learned from trajectories alone, by many learners at once.
 """
@@ -34,13 +34,13 @@ __all__ = ["Learned", "MonteCarlo", "learn_gain", "monte_carlo", "order", "schem
 
 @dataclass(frozen=True)
 class MonteCarlo:
-    """Simulated costs of a batch of problems beside the exact ones, (S,) each.
+    """Simulated costs of a batch of problems beside the exact ones.
 
     Attributes:
-        estimate: mean cost.
-        error: its standard error.
-        scheme: what the Euler scheme's expectation is, exactly.
-        limit: V^tau, the closed form of the continuous problem.
+        estimate: mean cost, (S,).
+        error: its standard error, (S,).
+        scheme: what the Euler scheme's expectation is, exactly, (S,).
+        limit: V^tau, the closed form of the continuous problem, (S,).
     """
 
     estimate: Tensor
@@ -49,7 +49,7 @@ class MonteCarlo:
     limit: Tensor
 
     def scores(self, exact: Tensor) -> Tensor:
-        """(estimate - exact) / standard error."""
+        """Signed distances of the estimates from exact costs, in standard errors: (S,) -> (S,)."""
         return (self.estimate - exact) / self.error
 
 
@@ -61,7 +61,7 @@ def monte_carlo(problem: LQProblem, temperature: float, paths: int, steps: int, 
         temperature: tau.
         paths: antithetic pairs a problem.
         steps: K.
-        seed: of noise and initial states (one a problem).
+        seed: of noise and initial states (one a problem, standard normal).
     """
     assert problem.batch is not None
     solution, grid = riccati(problem, temperature), time_grid(problem.horizon, steps=steps)
@@ -80,14 +80,30 @@ def monte_carlo(problem: LQProblem, temperature: float, paths: int, steps: int, 
 
 
 def scheme_bias(problem: LQProblem, policy: AffineGaussian, mode: Mode, steps: Sequence[int], x0: Tensor) -> np.ndarray:
-    """Exact cost of the Euler scheme minus the exact cost of the continuous problem, for every number of steps."""
+    """Exact cost of the Euler scheme minus the exact cost of the continuous problem, for every number of steps.
+
+    Args:
+        problem: a single problem with a finite horizon.
+        policy: an affine Gaussian policy.
+        mode: execution mode of `rollout.rollout`.
+        steps: numbers of steps.
+        x0: the initial state, (1, d).
+
+    Returns:
+        One number for each of ``steps``, (len(steps),).
+    """
     exact = float(evaluate(problem, policy)(0.0, x0))
     grids = [time_grid(problem.horizon, steps=k) for k in steps]
     return np.array([float(scheme_value(problem, policy, g, mode)(0.0, x0)) - exact for g in grids])
 
 
 def order(steps: Sequence[int], errors: np.ndarray) -> float:
-    """Slope of log |error| against log step size."""
+    """Slope of the logarithm of the absolute error against that of the step size, by least squares.
+
+    Args:
+        steps: numbers of steps.
+        errors: of each, like ``steps``; not zero.
+    """
     return float(-np.polyfit(np.log(np.asarray(steps, float)), np.log(np.abs(errors)), 1)[0])
 
 

@@ -1,10 +1,10 @@
 r"""Exact simulation of linear equations with additive noise, on given Brownian increments.
 
 $$
-dX = (A X + b)\,dt + \sum_{j=1}^n s_j\, dW^j, \qquad
-X_{t+h} = e^{Ah} X_t + \Phi_h b + Z, \quad
-\Phi_h = \int_0^h e^{Au} du, \quad
-Z = \int_t^{t+h} e^{A(t+h-v)} s'\, dW_v .
+\begin{aligned}
+dX &= (A X + b)\,dt + \sum_{j=1}^n s_j\, dW^j, \qquad X_{t+h} = e^{Ah} X_t + \Phi_h b + Z, \\
+\Phi_h &= \int_0^h e^{Au} du, \qquad Z = \int_t^{t+h} e^{A(t+h-v)} s'\, dW_v .
+\end{aligned}
 $$
 
 Z and $\Delta W = W_{t+h} - W_t$ are jointly Gaussian with mean zero and
@@ -15,10 +15,10 @@ $$
 $$
 
 so that given $\Delta W$ it is the known $\Phi_h s' \Delta W / h$ plus an independent Gaussian of
-covariance $\mathrm{Cov}(Z) - \Phi_h s's\, \Phi_h'/h$, of size h^3: a scheme and the exact solution run on the
+covariance $\mathrm{Cov}(Z) - \Phi_h s's\, \Phi_h'/h$, of size $h^3$: a scheme and the exact solution run on the
 *same* Brownian path.  Over two steps $Z = e^{A h_2} Z_1 + Z_2$: a path observed less often stays that path.
 
-All this is one linear equation for Y = (X, W, 1), $dY = L Y dt + g\, dW$, and Van Loan's (1978) block exponential
+All this is one linear equation for $Y = (X, W, 1)$, $dY = L Y dt + g\, dW$, and Van Loan's (1978) block exponential
 
 $$
 \exp\begin{pmatrix} -L & gg' \\ 0 & L' \end{pmatrix} h
@@ -49,7 +49,15 @@ _STREAM = 0x0511  # keeps the extra normals apart from increments drawn with the
 
 
 class Transition(NamedTuple):
-    """One step, X -> flow X + shift + Z with Z ~ N(0, covariance), and Z = weight dW + root (standard normals)."""
+    """One step, X -> flow X + shift + Z with Z ~ N(0, covariance), and Z = weight dW + root (standard normals).
+
+    Attributes:
+        flow: (d, d).
+        shift: (d,).
+        covariance: (d, d).
+        weight: (d, n).
+        root: (d, d).
+    """
 
     flow: Tensor
     shift: Tensor
@@ -85,6 +93,10 @@ class OrnsteinUhlenbeck:
     @classmethod
     def from_closed_loop(cls, problem: LQProblem, policy: AffineGaussian) -> OrnsteinUhlenbeck:
         """A problem under the mean of a policy, which is also its averaged dynamics: the noise is free of the control.
+
+        Args:
+            problem: single, with constant coefficients, without C and D.
+            policy: with a mean that does not change with time; its covariance is not looked at.
 
         Raises:
             ValueError: unless the problem is a single one with constant coefficients and additive noise and the
@@ -127,7 +139,14 @@ class OrnsteinUhlenbeck:
         return flow, (spread + spread.mT) / 2
 
     def transition(self, h: float) -> Transition:
-        """The law of one step of length h > 0, alone and given dW."""
+        """The law of one step, alone and given dW.
+
+        Args:
+            h: length of the step, > 0.
+
+        Raises:
+            ValueError: unless h is positive and finite.
+        """
         if not h > 0:
             raise ValueError(f"h is {h} (a number); expected h > 0")
         d, n = self.d, self.n
@@ -168,6 +187,12 @@ class OrnsteinUhlenbeck:
             z: (K, B, d) on ``grid``.
             grid: times (K + 1,).
             every: a divisor of K.
+
+        Returns:
+            (K / every, B, d).
+
+        Raises:
+            ValueError: unless ``every`` divides K and z fits the grid.
         """
         self._check_z(z, grid)
         if every < 1 or len(z) % every:
@@ -181,7 +206,13 @@ class OrnsteinUhlenbeck:
         return torch.stack(out)
 
     def follow(self, x0: Tensor, grid: Tensor, z: Tensor) -> Tensor:
-        """X at the grid times driven by given Z, (K + 1, B, d); arguments as above."""
+        """X at the grid times driven by given Z, (K + 1, B, d).
+
+        Args:
+            x0: (d,) or (B, d).
+            grid: times (K + 1,).
+            z: of `convolutions` on this grid, (K, B, d).
+        """
         self._check_z(z, grid)
         x = self._check_x(x0)
         self._expect("x0", x, x.dim() == 1 or x.shape[0] in (1, z.shape[1]), f"({z.shape[1]}, {self.d})")
@@ -204,12 +235,12 @@ class OrnsteinUhlenbeck:
         return self.follow(x0, increments.grid, self.convolutions(increments, *key))
 
     def mean(self, t: float, x0: Tensor) -> Tensor:
-        """E X_t, like x0: (d,) or (B, d)."""
+        """E X_t from x0 at time 0: t, (d,) or (B, d) -> like x0."""
         x, (flow, _) = self._check_x(x0), self._moments(t)
         return x @ flow[: self.d, : self.d].mT + flow[: self.d, -1]
 
     def covariance(self, t: float) -> Tensor:
-        """Cov X_t from a fixed x0, (d, d)."""
+        """Cov X_t from a fixed x0 at time 0: t -> (d, d)."""
         return self._moments(t)[1][: self.d, : self.d]
 
     @staticmethod

@@ -8,10 +8,9 @@ J &= E\Big[\int_0^T e^{-\rho t}\Big(\tfrac12 X'QX + X'N u + \tfrac12 u'Ru + q'X 
 \end{aligned}
 $$
 
-Every running coefficient may depend on time; Q, R and G may be indefinite (feasibility is decided by
-$S = R + \sum_j D_j' P D_j > 0$ along the Riccati equation, `riccati`); T may be infinite.  A leading
-dimension S on any coefficient makes a *batch of problems*: states are then S groups of rows, (S b, d), as in
-`linear`, so that many problems, or one problem under many policies, run through one rollout.
+Every running coefficient may depend on time; Q, R and G may be indefinite (`riccati` decides: feasible while
+$S = R + \sum_j D_j' P D_j > 0$); T may be infinite.  A leading dimension on any coefficient makes a *batch of S
+problems*: states are then S groups of rows, (S b, d), as in `linear`, and all run through one rollout.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ class LQProblem(ControlProblem):
         discount: rho >= 0.
         horizon: T > 0, possibly ``math.inf``.
 
-    Each may be given as a tensor, an array, nested lists or a number (for 1 x 1), or but for G and g as a
-    function of time; left out means zero.  Everything is float64.
+    Each may be given as a tensor, an array, nested lists or a number (for 1 x 1), or but for G and g as a function of
+    time; left out means zero; all is float64.  `state_dim`, `control_dim`, `columns`, `batch` are d, m, n, S or None.
 
     Raises:
         ValueError: for a shape that does not fit, an asymmetric weight, a value that is not finite, a
@@ -117,13 +116,17 @@ class LQProblem(ControlProblem):
         return bool(self._moving)
 
     def at(self, name: str, t: Tensor | float) -> Tensor:
-        """Coefficient ``name`` at time t, in its shape or with a leading batch dimension."""
+        """The coefficient of that letter at time t: letter, () -> its shape, or (S, ...) in a batch.
+
+        Raises:
+            ValueError: if a function of time gives another shape, or numbers that the constructor would refuse.
+        """
         if name not in self._moving:
             return self._constant[name]
         return _check(name, _tensor(name, self._moving[name](float(t))), self._shapes[name], self.batch)
 
     def coefficients(self, t: Tensor | float) -> dict[str, Tensor]:
-        """All of them at time t, each with a leading dimension S (1 for a single problem)."""
+        """All coefficients at time t, by letter: () -> (S, ...) each, S = 1 for a single problem."""
         out = {}
         for name, letters in SHAPES.items():
             value = self.at(name, t)
@@ -184,7 +187,7 @@ class LQProblem(ControlProblem):
         return self.stage_cost(t, x, u, None) - self.running_cost(t, x, None)
 
     def control_weight(self, t: Tensor) -> Tensor:
-        """R where it is a multiple of the identity, a scalar.
+        """The number r where R = r I at time t: () -> ().
 
         Raises:
             ValueError: for another R: the estimators with a scalar weight do not fit it.

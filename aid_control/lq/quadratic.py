@@ -36,7 +36,14 @@ class QuadraticValue:
 
     @classmethod
     def from_dense(cls, dense: DenseSolution, groups: int, d: int, batched: bool) -> QuadraticValue:
-        """From one solution whose entries are P, p, k of every problem, one after the other."""
+        """From one solution whose entries are P, p, k of every problem, one after the other.
+
+        Args:
+            dense: the solution, of size S (d d + d + 1).
+            groups: S.
+            d: the dimension of the state.
+            batched: as in the constructor.
+        """
 
         def terms(t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
             y = dense(t).reshape(groups, d * d + d + 1)
@@ -45,7 +52,7 @@ class QuadraticValue:
         return cls(terms, batched)
 
     def terms(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """P(t), p(t), k(t), with a leading S only for a batch of problems."""
+        """P, p and k at time t: () -> (d, d), (d,), (), with a leading S only for a batch of problems."""
         big, small, constant = self._terms(t)
         return (big, small, constant) if self.batched else (big[0], small[0], constant[0])
 
@@ -56,7 +63,7 @@ class QuadraticValue:
         return square + dot(small, x) + (constant if constant.dim() == 0 else per_row(constant, x, 0))
 
     def gradient(self, t: Tensor | float, x: Tensor) -> Tensor:
-        """P x + p, (B, d)."""
+        """P(t) x + p(t): (), (B, d) -> (B, d)."""
         big, small, _ = self.terms(t)
         return matvec(big, x) + per_row(small, x, 1)
 

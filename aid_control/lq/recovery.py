@@ -147,7 +147,13 @@ def shift_gap(solution: LQSolution, t: float = 0.0, nodes: int = 200) -> float:
 def relative_residual(
     solution: LQSolution, times: Sequence[float] = (0.0, 0.21, 0.5, 0.83, 1.0), seed: int = 0
 ) -> float:
-    """Largest HJB residual over random states, relative to the sizes of the equation's terms."""
+    """Largest HJB residual over random states, relative to the sizes of the equation's terms.
+
+    Args:
+        solution: of a single problem with a finite horizon.
+        times: where to look, as shares of the horizon.
+        seed: of the 16 states, standard normal.
+    """
     problem = solution.problem
     x = torch.randn(16, problem.state_dim, generator=generator(seed, 3), dtype=torch.float64)
     worst = 0.0
@@ -170,9 +176,10 @@ def aid_form_gap(seed: int, dim: int, beta: float, lam: float) -> tuple[float, f
         lam: lambda.
 
     Returns:
-        Three relative gaps: V^(lambda) = V - lambda t against the exact value of N(u*, 2 lambda/(beta d) I) with
-        terminal cost Psi - lambda T; that variance against the entropy-regularised optimum's at tau = 2 lambda/d; and
-        the advantage rate q(a) = beta/2 |a - u*|^2 - lambda.
+        Three relative gaps: $V^{(\lambda)} = V - \lambda t$ against the exact value of
+        $N(u^*, \tfrac{2\lambda}{\beta d} I)$ with terminal cost $\Psi - \lambda T$; that variance against the
+        entropy-regularised optimum's at $\tau = 2\lambda/d$; and the advantage rate
+        $q(a) = \tfrac\beta2 |a - u^*|^2 - \lambda$.
     """
     gen = generator(seed, dim, 11)
     a, root = (torch.randn(dim, dim, generator=gen, dtype=torch.float64) / math.sqrt(dim) for _ in range(2))

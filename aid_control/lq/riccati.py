@@ -13,8 +13,9 @@ $$
 \end{aligned}
 $$
 
-and the policy $N(-S^{-1}(Lx + \ell),\, \tau S^{-1})$.  The temperature enters k alone: the recovery theorem.
-The problem is feasible on [t, T] while S stays positive definite (R itself may be indefinite) and P finite.
+and the policy $N(-S^{-1}(Lx + \ell),\, \tau S^{-1})$.  The temperature enters k alone: the recovery theorem.  At
+$\tau = 0$ it is the equation of Wonham (1968) and, for indefinite R, of Chen, Li & Zhou (1998).  The problem is
+feasible on $[t, T]$ while S stays positive definite (R itself may be indefinite) and P finite.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ class LQSolution:
 def check_temperature(temperature: float) -> float:
     """Refuse what is no temperature.
 
+    Args:
+        temperature: tau.
+
+    Returns:
+        tau.
+
     Raises:
         ValueError: for a negative or not finite tau.
     """
@@ -81,7 +88,16 @@ def arrays_of(problem: LQProblem) -> Callable[[float], Arrays]:
 
 
 def stage_terms(c: Arrays, big: np.ndarray, small: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """S (S, m, m), L (S, m, d) and l (S, m) at one time."""
+    """The matrices S and L and the vector l of the module's equations, at one time, for a batch of S problems.
+
+    Args:
+        c: coefficients with a leading S, as `LQProblem.coefficients` but arrays.
+        big: P (S, d, d).
+        small: p (S, d).
+
+    Returns:
+        (S, m, m), (S, m, d) and (S, m).
+    """
     d_p = np.einsum("snim,sij->snmj", c["D"], big)  # D_j' P
     s = c["R"] + np.einsum("snmi,snik->smk", d_p, c["D"])
     cross = c["B"].mT @ big + c["N"].mT + np.einsum("snmi,snij->smj", d_p, c["C"])
@@ -90,7 +106,10 @@ def stage_terms(c: Arrays, big: np.ndarray, small: np.ndarray) -> tuple[np.ndarr
 
 
 def shift_rate(s: np.ndarray, temperature: float) -> np.ndarray:
-    """(tau/2) log((2 pi tau)^m / det S), (S,): what a unit of time of exploration is worth."""
+    r"""What a unit of time of exploration is worth: (S, m, m), tau -> (S,).
+
+    It is $\tfrac\tau2 \log\big((2\pi\tau)^m / \det S\big)$.
+    """
     if temperature == 0:
         return np.zeros(s.shape[0])
     m = s.shape[-1]
@@ -128,7 +147,17 @@ def unpack(y: np.ndarray, groups: int, d: int) -> tuple[np.ndarray, np.ndarray, 
 def optimal_law(
     problem: LQProblem, value: QuadraticValue, temperature: float, t: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """K, kappa and Sigma of the optimum at time t, from P and p."""
+    """The optimal policy at one time, from P and p.
+
+    Args:
+        problem: gives the coefficients.
+        value: gives P and p.
+        temperature: tau.
+        t: scalar time.
+
+    Returns:
+        K (m, d), kappa (m,) and Sigma (m, m), or the scalar 0 at tau = 0; with a leading S for a batch of problems.
+    """
     big, small, _ = value._terms(t)
     s, cross, linear = stage_terms(numpy_at(problem, float(t)), big.detach().numpy(), small.detach().numpy())
     gain, offset = -np.linalg.solve(s, cross), -np.linalg.solve(s, linear[..., None])[..., 0]

@@ -4,14 +4,14 @@ $$
 \dot x = -a x + u, \qquad J = \tfrac{\beta}{2}\int_0^T |u|^2 dt + \tfrac12 |x_T - c|^2, \qquad x, u, c \in R^d .
 $$
 
-With $G(t) = (1 - e^{-2a(T-t)})/(2a)$ (and T - t for a = 0) and $F = e^{-a(T-t)} x$, the end of the
+With $G(t) = (1 - e^{-2a(T-t)})/(2a)$ (and $T - t$ for $a = 0$) and $F = e^{-a(T-t)} x$, the end of the
 uncontrolled flow,
 
 $$
 V(t, x) = \frac{|F - c|^2}{2\,(1 + G/\beta)}, \qquad u^*(t, x) = -\frac{e^{-a(T-t)}(F - c)}{\beta + G} .
 $$
 
-Putting V into $V_t - a x \cdot V_x - |V_x|^2/(2\beta) = 0$ gives zero, and V(T, x) is the terminal cost.
+Putting V into $V_t - a x \cdot V_x - |V_x|^2/(2\beta)$ gives zero, and $V(T, x)$ is the terminal cost.
 """
 
 from __future__ import annotations
@@ -60,17 +60,20 @@ class AIDToy(ControlProblem):
         return decay, reach
 
     def value(self, t: Tensor | float, x: Tensor, goal: Tensor) -> Tensor:
-        """V(t, x), (B,), of the deterministic problem."""
+        """V(t, x) of the deterministic problem with goal c: (), (B, d), (B, d) -> (B,)."""
         decay, reach = self._decay_and_reach(t)
         return 0.5 * (decay * x - goal).square().flatten(1).sum(1) / (1 + reach / self.beta)
 
     def optimal_control(self, t: Tensor | float, x: Tensor, goal: Tensor) -> Tensor:
-        """u*(t, x), (B, d)."""
+        """The optimal control at (t, x) with goal c: (), (B, d), (B, d) -> (B, d)."""
         decay, reach = self._decay_and_reach(t)
         return -decay * (decay * x - goal) / (self.beta + reach)
 
     def exploratory_value(self, t: Tensor | float, x: Tensor, goal: Tensor, tau: float) -> Tensor:
-        """V^tau(t, x) of the entropy-regularised problem: V minus tau/2 (T - t) log((2 pi tau)^d / beta^d)."""
+        r"""The value of the entropy-regularised problem: (), (B, d), (B, d), tau > 0 -> (B,).
+
+        $V^\tau = V - \tfrac\tau2 (T - t) \log\big((2\pi\tau)^d / \beta^d\big)$.
+        """
         left = self.horizon - torch.as_tensor(t, dtype=torch.float64)
         shift = 0.5 * tau * left * x[0].numel() * math.log(2 * math.pi * tau / self.beta)
         return self.value(t, x, goal) - shift

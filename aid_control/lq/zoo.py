@@ -1,6 +1,6 @@
 r"""Named problems of the literature, written as `problem.LQProblem` (a minimisation everywhere).
 
-A source that maximises a reward -c is entered with the cost c.  Defaults are the published values.
+A source that maximises a reward $-c$ is entered with the cost c.  Defaults are the published values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def wang_zariphopoulou_zhou(
 ) -> LQProblem:  # fmt: skip
     r"""The scalar stationary problem of Wang, Zariphopoulou & Zhou (JMLR 2020, section 4), infinite horizon.
 
-    dX = (A X + B u) dt + (C X + D u) dW, reward $-(\tfrac M2 x^2 + Rxu + \tfrac N2u^2 + Px + Qu)$.  The
+    $dX = (A X + B u)\, dt + (C X + D u)\, dW$, reward $-(\tfrac M2 x^2 + Rxu + \tfrac N2u^2 + Px + Qu)$.  The
     paper leaves the coefficients general; these are an example.
 
     Args:
@@ -57,10 +57,13 @@ def ergodic_jia_zhou() -> LQProblem:
 
 
 def regret(horizon: float = 1.0) -> LQProblem:
-    r"""Huang, Jia & Zhou (SICON 2025): dX = (X + u) dt + (X + u) dW, x_0 = 1.
+    r"""Huang, Jia & Zhou (SICON 2025): $dX = (X + u)\, dt + (X + u)\, dW$, $x_0 = 1$.
 
-    Cost $\tfrac12\int X^2 dt + \tfrac12X_T^2$: the control costs nothing (R = 0), S = D'PD alone makes the
-    problem well posed.  The optimal gain is -(B + CD)/D^2 = -2 at all times.
+    Cost $\tfrac12\int X^2 dt + \tfrac12X_T^2$: the control costs nothing (R = 0), $S = D'PD$ alone makes the
+    problem well posed.  The optimal gain is $-(B + CD)/D^2 = -2$ at all times.
+
+    Args:
+        horizon: T.
     """
     return LQProblem(1.0, 1.0, Q=1.0, R=0.0, C=[[[1.0]]], D=[[[1.0]]], G=1.0, horizon=horizon)
 
@@ -68,8 +71,8 @@ def regret(horizon: float = 1.0) -> LQProblem:
 def ou_quadratic(hard: bool = False, dim: int = 20) -> LQProblem:
     r"""Ornstein-Uhlenbeck with quadratic costs, of stochastic optimal control matching (Domingo-Enrich et al. 2024).
 
-    dX = (aX + u) dt + dW, cost $\int \tfrac12|u|^2 + w|x|^2 dt + g|X_T|^2$, T = 1, lambda = 1; easy:
-    a = w = 0.2, g = 0.1; hard: a = w = 1, g = 0.5.
+    $dX = (aX + u)\, dt + dW$, cost $\int_0^T \tfrac12|u|^2 + w|X|^2\, dt + g|X_T|^2$, $T = 1$, their
+    noise scale $\lambda = 1$; easy: $a = w = 0.2$, $g = 0.1$; hard: $a = w = 1$, $g = 0.5$.
 
     Args:
         hard: the hard setting.
@@ -85,7 +88,7 @@ def aid_toy(
 ) -> LQProblem:
     r"""The AID toy of `toy` with a fixed goal c.
 
-    dx = (-ax + u) dt, cost $\tfrac\beta2\int|u|^2 dt + \tfrac12|x_T - c|^2$; the constant $|c|^2/2$ is
+    $\dot x = -ax + u$, cost $\tfrac\beta2\int|u|^2 dt + \tfrac12|x_T - c|^2$; the constant $|c|^2/2$ is
     left out of the value.
 
     Args:
@@ -104,12 +107,12 @@ def gaussian_drift_guidance(
     covariance: Tensor, target: Tensor, mean: Tensor | None = None, beta: float = 1.0,
     sigma_max: float = 10.0, sigma_min: float = 0.01,
 ) -> LQProblem:  # fmt: skip
-    r"""Guidance of a diffusion model whose images are Gaussian, N(mu, C), in the clock t = sigma_max - sigma.
+    r"""Guidance of a diffusion model whose images are Gaussian, $N(\mu, C)$, in the clock $t = \sigma_{max} - \sigma$.
 
     The probability flow is affine: $b = (D - x)/\sigma$ with
     $D - x = -\sigma^2 (C + \sigma^2 I)^{-1}(x - \mu)$, so $b = -\sigma (C + \sigma^2 I)^{-1}(x - \mu)$
-    with sigma = sigma_max - t, and the flow ends at sigma_min. Cost
-    $\tfrac\beta2\int|u|^2 + \tfrac12|x_T - m|^2$ with the posterior mean m as target (a constant left out).
+    with $\sigma = \sigma_{max} - t$, and the flow ends at $\sigma_{min}$.  Cost
+    $\tfrac\beta2\int|u|^2 dt + \tfrac12|x_T - m|^2$ with the posterior mean m as target (a constant left out).
 
     Args:
         covariance: C, (d, d) symmetric positive semidefinite.
@@ -135,10 +138,10 @@ def gaussian_drift_guidance(
 
 
 def mean_variance(mu: float = 0.3, sigma: float = 0.2, rate: float = 0.02, horizon: float = 1.0) -> LQProblem:
-    r"""Wealth minus the multiplier, y = x - w, in the mean-variance problem (Zhou & Li 2000; Wang & Zhou 2020).
+    r"""Wealth minus the multiplier, $y = x - w$, in the mean-variance problem (Zhou & Li 2000; Wang & Zhou 2020).
 
-    dy = sigma u (k dt + dW) with k = (mu - rate)/sigma, terminal cost y^2; discounted wealth, u = discounted money in
-    the stock.  R = 0: well posed through S = D'PD.  V^tau - (w - z)^2 is Wang and Zhou's value.
+    $dy = \sigma u\, (k\, dt + dW)$ with $k = (\mu - r)/\sigma$, terminal cost $y^2$; discounted wealth, u = discounted
+    money in the stock.  R = 0: well posed through $S = D'PD$.  $V^\tau - (w - z)^2$ is Wang and Zhou's value.
 
     Args:
         mu: the stock's drift.
