@@ -169,7 +169,9 @@ class ActorCritic:
         entropic = self.estimator == "policy_gradient"
         if not entropic:
             # fixed variance: exploration costs lambda a unit of time, the value is shifted (AID)
-            dim, lam = batch.x[0].numel(), self.temperature
+            # (by its coordinates: those of B'p, for any p)
+            lam, first = self.temperature, batch.x[:1]
+            dim = self.problem.pull(batch.grid[0], first, first)[0].numel()
             self.policy.variance = lambda t: self.problem.policy_variance(t, lam, dim)
             self.value.temperature = lam
         gen = generator(self.seed, 0xAC7, self.iteration)

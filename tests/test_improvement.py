@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from aid_control import GaussianPolicy, rollout
+from aid_control import ControlProblem, GaussianPolicy, rollout
 from aid_control.evaluation import ctd_loss, martingale_loss, terminal_gradient_loss
-from aid_control.improvement import ESTIMATORS
+from aid_control.improvement import ESTIMATORS, adjoint_targets
 from aid_control.lq import AIDToy
 from aid_control.noise import generator
 from aid_control.value import NeuralValue, Shifted
@@ -39,7 +39,7 @@ def test_score_and_stein_have_the_same_expectation():
     for k in range(len(path)):
         gap = score[k] - stein[k]
         assert (gap.mean(0).abs() < 5 * gap.std(0) / len(gap) ** 0.5).all()
-        assert (stein[k].var(0) < 0.2 * score[k].var(0)).all()  # what Rao-Blackwellisation is for
+        assert (stein[k].var(0) < 0.2 * score[k].var(0)).all()  # what the Stein form is for
 
 
 @pytest.mark.parametrize("name", ["stein", "adjoint"])
@@ -113,3 +113,38 @@ def test_neural_value_has_a_gradient_in_x():
     assert torch.allclose(value.gradient(AIDToy(), path, 1)[:, 0], numeric, atol=1e-6)
     # at the end it is the terminal cost's own gradient
     assert torch.allclose(value.gradient(AIDToy(), path, 4), path.states[-1] - path.target)
+
+
+class StateGain(ControlProblem):
+    """dx = (-x + (1 + x^2) u) dt, cost u^2/2 + x_T^2/2."""
+
+    def drift(self, t, x, context, probe):
+        return -x
+
+    def push(self, t, x, u):
+        return (1 + x.square()) * u
+
+    def pull(self, t, x, p):
+        return (1 + x.square()) * p
+
+    def terminal_cost(self, x, target):
+        return 0.5 * x.square().sum(1)
+
+
+def test_the_adjoint_sees_a_gain_that_depends_on_the_state():
+    """With an exact end the target gap R (m - w) Dt is the gradient of the discrete cost in every control."""
+    problem, steps = StateGain(), 6
+    controls = torch.linspace(-0.8, 0.5, steps, dtype=F64)[:, None, None].expand(-1, 3, 1).clone().requires_grad_()
+    grid = torch.linspace(0, 1, steps + 1, dtype=F64)
+    x = start = torch.tensor([[1.0], [-0.5], [0.3]], dtype=F64)
+    cost = 0.0
+    for k in range(steps):
+        cost = cost + 0.5 * controls[k].square().sum() / steps
+        x = x + problem.velocity(grid[k], x, controls[k], None, None) / steps
+    cost = cost + problem.terminal_cost(x, None).sum()
+    exact = torch.autograd.grad(cost, controls)[0]
+    mean = lambda t, x, c, p: controls[int((grid - t).abs().argmin())].detach()  # noqa: E731
+    path = rollout(problem, GaussianPolicy(mean), start, grid, target=())
+    value = Shifted(lambda t, x, c, p: 0.5 * x.square().sum(1), 0.0)
+    targets = torch.stack(adjoint_targets(problem, GaussianPolicy(mean), value, path))
+    torch.testing.assert_close((torch.stack(path.means) - targets) / steps, exact)

@@ -189,6 +189,15 @@ def test_costs_carry_the_entropy_for_the_policy_gradient_only():
     assert other.value.temperature == TAU and trainer.value.temperature == 0
 
 
+def test_exploring_costs_lambda_a_unit_of_time_whatever_the_number_of_controls():
+    """Two states, one control: the variance counts controls."""
+    problem = LQProblem([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]], R=3.0, G=[[1.0, 0.0], [0.0, 1.0]])
+    trainer = ActorCritic(problem, LinearMean(2, 1), LinearValue(2), temperature=0.7, estimator="score")
+    path = trainer.collect(Batch(torch.zeros(20_000, 2, dtype=F64), time_grid(1.0, steps=4), None, ()))
+    assert not path.means[0].any()  # all that costs is the exploration
+    assert float(torch.stack(path.costs).mean()) / 0.25 == pytest.approx(0.7, rel=0.03)
+
+
 def test_the_temperature_may_be_a_schedule():
     trainer = make("stein", temperature=lambda n: 0.4 / (n + 1))
     for n in range(3):

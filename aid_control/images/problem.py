@@ -15,8 +15,8 @@ Costs are means over the $d$ pixels and channels: $\Psi$ is a `terminal.Terminal
 $|x - x_0|^2 / (2d)$ unless said otherwise, and the control's cost is one of
 
 - ``levels``: $\tfrac{\beta}{2d} |v|^2 r\,dt = \tfrac{\beta}{2d} |v|^2\, |d\log\sigma|$, the same in every clock;
-- ``drift``: $\tfrac{\beta}{2d} |u|^2 dt$ with $u = r v$, the correction of the drift itself, which depends on the
-  clock.
+- ``drift``: $\tfrac{\beta}{2d} |u|^2 dt$ with $u = r v$, the correction of the drift itself, which depends on
+  what is called time: here the fallen noise, for every clock.
 """
 
 from __future__ import annotations

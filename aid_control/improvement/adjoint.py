@@ -4,7 +4,7 @@ After Domingo-Enrich, Drozdzal, Karrer and Chen (2025), with a discount and any 
 
 $$
 p_K = \nabla \Psi(X_K), \qquad \tilde p_{k+1} = e^{-\rho\Delta t} p_{k+1}, \qquad
-p_k = \tilde p_{k+1} + \Delta t\,\big((\partial_x b)' \tilde p_{k+1} + \partial_x (f + c)(t_k, X_k, m_k)\big),
+p_k = \tilde p_{k+1} + \Delta t\,\big((\partial_x (b + B m_k))' \tilde p_{k+1} + \partial_x (f + c)(t_k, X_k, m_k)\big),
 $$
 
 and the target $w_k$ minimises $c(u) + \tilde p_{k+1} \cdot Bu$ ($-B'\tilde p_{k+1}/R$ for the plain weight).
@@ -35,7 +35,8 @@ def adjoint_targets(
         problem: its drift and costs must be differentiable in x, its noise free of x and of the control.
         policy: not looked at; here for the common signature.
         value: its critic gives the gradient at T, called without a probe.
-        trajectory: made by the policy; without means (``keep="path"``) the costs' slopes in x are left out.
+        trajectory: made by the policy; without means (``keep="path"``) the slopes in x of the gain and of the
+            costs are left out.
 
     Returns:
         K targets (B, ...), detached.
@@ -50,10 +51,13 @@ def adjoint_targets(
         targets.append(problem.response(t, trajectory.states[k], p))
         with torch.enable_grad():
             x = trajectory.states[k].detach().requires_grad_()
-            b = problem.drift(t, x, trajectory.context, problem.probe(t, x, trajectory.context))
-            rate = (b * p).sum()
-            if trajectory.means:  # the costs' slope in x at the control that was applied
-                rate = rate + problem.stage_cost(t, x, trajectory.means[k], trajectory.context).sum()
+            probe = problem.probe(t, x, trajectory.context)
+            if trajectory.means:  # slopes in x at the control that was applied, held fixed
+                mean = trajectory.means[k]
+                rate = (problem.velocity(t, x, mean, trajectory.context, probe) * p).sum()
+                rate = rate + problem.stage_cost(t, x, mean, trajectory.context).sum()
+            else:
+                rate = (problem.drift(t, x, trajectory.context, probe) * p).sum()
             if rate.requires_grad:
                 p = p + dt * torch.autograd.grad(rate, x)[0]
     return targets[::-1]

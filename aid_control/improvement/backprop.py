@@ -1,13 +1,16 @@
 r"""Backpropagation through the sampler: the exact gradient of the discretised cost, at the price of memory.
 
 $$
-\partial_\phi J = \partial_\phi \Big[ \sum_k e^{-\rho t_k} (f + \tfrac12 R |m_\phi|^2)\Delta t + e^{-\rho T} \Psi(X_K) \Big],
-\qquad X_{k+1} = X_k + \Delta t\,(b + B m_\phi) .
+\begin{aligned}
+\partial_\phi J &= \partial_\phi \Big[ \sum_k e^{-\rho t_k} (f + \tfrac12 R |m_\phi|^2)\Delta t
++ e^{-\rho T} \Psi(X_K) \Big], \\
+X_{k+1} &= X_k + \Delta t\,(b + B m_\phi) .
+\end{aligned}
 $$
 
-The frozen drift is differentiated (twice as many operations as adjoint matching); with gradient checkpointing one
-step's activations are kept at a time and every step is run a second time, so that memory grows with the number of
-steps by the states alone.
+The frozen drift and the policy are differentiated through all steps; with gradient checkpointing one step's
+activations are kept at a time and every step is run a second time, so that memory grows with the number of steps by
+the states alone.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ $$
 dM = e^{-\rho t} \big( dJ + (c + \tau \log\pi - \rho J)\, dt \big),
 $$
 
-so that $\phi \mathrel{-}= a\,\partial_\phi J$.  H is any adapted process: it multiplies a martingale's
-increments (where J is right) and only changes the variance.  It is entered here as the gradient of a scalar,
+so that $\phi \mathrel{-}= a\,\partial_\phi J$.  H is any process that is adapted and does not know the
+present action: it multiplies a martingale's increments (where J is right) and only changes the variance.  It is
+entered here as the gradient of a scalar,
 $H_t = \partial_\phi h(t, X_t)$; and a function $b(t, x)$ may be subtracted from $dM/dt$, because the score has mean
 zero given the state.
 """

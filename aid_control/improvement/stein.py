@@ -1,4 +1,4 @@
-r"""The Stein (Rao-Blackwellised) form of the actor update.
+r"""The Stein form of the actor update: the score's expectation, from the gradient of the critic.
 
 By Stein's lemma (Stein 1981), $E[\tfrac{A - m}{v}\, g(A)] = E[\nabla g(A)]$ for $A \sim N(m, v I)$, so the score
 estimator has the same expectation as

@@ -67,13 +67,14 @@ def commands(text: str) -> list[list[str]]:
 def check_composes(script: Path, options: list[str]) -> None:
     """The script's own configuration accepts the options (``a=1,2`` of a sweep: each choice)."""
     found = re.search(r'program\("conf/(\w+)"', script.read_text())
-    assert found, f"{script} names no configuration"
+    name = found.group(1) if found else "experiment/" + next(o[5:] for o in options if o.startswith("name="))
+    folder, _, name = name.rpartition("/")
     flags = {"-m", "--multirun"} & set(options)
     plain = [
         re.sub(r"^([\w./@]+)=([^\[\]{}'\"]*?),.*$", r"\1=\2", o) if flags else o for o in options if o not in flags
     ]
-    with initialize_config_dir(str(ROOT / "examples" / "conf"), version_base=None):
-        compose(found.group(1), overrides=plain)
+    with initialize_config_dir(str(ROOT / "examples" / "conf" / folder), version_base=None):
+        compose(name, overrides=plain)
 
 
 def check_test(argument: str) -> None:

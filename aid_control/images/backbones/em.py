@@ -17,7 +17,7 @@ with $n_k = \sum h$.  Then $z$ is made standard again: its fitted mean and covar
 *Sparse steps.*  In thousands of dimensions responsibilities are nearly 0 or 1.  All $K$ components see all images
 only every ``refresh`` iterations; between, a component sees the images whose $h_{ik}$ was above $10^{-6}$.  That is EM
 on a lower bound of the likelihood (Neal and Hinton 1998), which touches it at every full step: the likelihoods
-of full steps never fall.
+of full steps never fall, up to the dropped responsibilities (about $10^{-6}$ nats an image each).
 
 *The floor* of $\psi$ keeps constant pixels from infinite density.  A larger one is a statement about the residual
 $u$: the model takes it as independent between pixels, real residuals are not, and inpainting then trusts thousands
