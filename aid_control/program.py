@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import InputError
 
-__all__ = ["program", "refuse"]
+__all__ = ["check_device", "program", "refuse"]
 
 
 def refuse(error: Exception) -> int:
@@ -27,6 +27,23 @@ def refuse(error: Exception) -> int:
     """
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return 2
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that cannot be used here, before anything is loaded.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"cuda:i"``.
+
+    Raises:
+        InputError: for a name torch does not know, or hardware that is not there.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name}: not usable here ({str(error).splitlines()[0]})") from error
 
 
 def program(config: str, main: Callable[[Any], int | None]) -> None:

@@ -34,7 +34,7 @@ from aid_control.images.methods.projection import projection
 from aid_control.images.methods.replacement import replacement
 from aid_control.images.metrics import psnr, ssim, summary
 from aid_control.images.pictures import png
-from aid_control.program import program
+from aid_control.program import check_device, program
 
 LABELS = {
     "pretrained": "pretrained flow, pasted",
@@ -117,10 +117,7 @@ def picture(x: Tensor, masks: Tensor, results: dict[str, Tensor], rows: int) -> 
 def main(cfg: Any) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    try:
-        torch.zeros(1, device=cfg.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {cfg.device}: not usable here ({str(error).splitlines()[0]})") from error
+    check_device(cfg.device)
     for option in ("batch", "steps"):
         if cfg[option] < 1:
             raise InputError(f"{option} is {cfg[option]}; expected at least 1")

@@ -24,7 +24,7 @@ from aid_control.images.backbones.training import BackboneTrainer, validate
 from aid_control.images.data import ImageSource, to_float, to_uint8, write_png
 from aid_control.images.sampler import edm_sampler
 from aid_control.noise import per_image_normal
-from aid_control.program import program
+from aid_control.program import check_device, program
 
 
 def read_state(path: str) -> dict[str, Any]:
@@ -49,6 +49,7 @@ def sample_grid(net: Denoiser, rows: int = 4) -> torch.Tensor:
 
 def main(cfg: Any) -> None:
     torch.set_num_threads(cfg.threads)
+    check_device(cfg.device)
     out = Path(cfg.out)
     kwargs = OmegaConf.to_container(cfg.network, resolve=True)
     assert isinstance(kwargs, dict)

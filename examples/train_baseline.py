@@ -25,7 +25,7 @@ from aid_control.images.methods.davi_training import DaviLoss, DaviTrainer
 from aid_control.images.methods.palette_training import PaletteTrainer
 from aid_control.images.methods.propagation_training import PropagationTrainer
 from aid_control.images.training import InpaintingData
-from aid_control.program import program
+from aid_control.program import check_device, program
 
 
 def conditional(cfg: Any, backbone: Denoiser) -> ConditionalDenoiser:
@@ -62,6 +62,7 @@ def main(cfg: Any) -> None:
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)  # weights that do not come from the backbone; the rest is keyed by (seed, iteration)
     out = Path(cfg.out)
+    check_device(cfg.device)
     backbone = load_backbone(cfg.backbone, cfg.device, cfg.path, cfg.sha256)
     source = ImageSource(cfg.data, backbone.img_resolution, backbone.img_channels)
     images = source.stack(range(min(len(source), cfg.limit or len(source))))

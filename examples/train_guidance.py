@@ -21,7 +21,7 @@ from aid_control.images.data import ImageSource, to_float
 from aid_control.images.guidance import Guidance, PyramidCritic, save_guidance
 from aid_control.images.problem import GuidanceProblem, Observation
 from aid_control.images.training import InpaintingData, band_variances
-from aid_control.program import program
+from aid_control.program import check_device, program
 from aid_control.schedules import linear
 from aid_control.trainer import ActorCritic
 
@@ -48,6 +48,7 @@ def main(cfg: Any) -> None:
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)  # the initial weights; everything later is keyed by (seed, iteration)
     out = Path(cfg.out)
+    check_device(cfg.device)
     backbone = load_backbone(cfg.backbone, cfg.device, cfg.path, cfg.sha256)
     source = ImageSource(cfg.data, backbone.img_resolution, backbone.img_channels)
     images = source.stack(range(min(len(source), cfg.limit or len(source))))

@@ -111,6 +111,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
     assert not failures, failures
 
 
+@pytest.mark.parametrize("script", ["train_guidance.py", "train_backbone.py", "train_baseline.py"])
+def test_trainers_refuse_a_device_that_is_not_there(script, tmp_path):
+    done = run(script, f"data={asset('faces')}", "device=nowhere", "out=o", cwd=tmp_path)
+    assert done.returncode == 2 and "nowhere" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
 TRAIN = (
     "limit=16", "encoder_iterations=6", "encoder_batch=2", "iterations=4", "batch=1", "steps=3", "updates=1", "every=1",
 )  # fmt: skip

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from ...errors import InputError
+from ...program import check_device
 from .grid import Shard
 from .measure import Bench
 from .settings import Settings
@@ -76,10 +77,7 @@ def place(device: str) -> Place:
         state = accelerate.PartialState(cpu=not device.startswith("cuda"), timeout=PATIENCE)
         index, count, wait = state.process_index, state.num_processes, state.wait_for_everyone
         device = str(state.device) if device == "cuda" else device
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device}: not usable here ({str(error).splitlines()[0]})") from error
+    check_device(device)
     return Place(index, count, device, wait)
 
 
