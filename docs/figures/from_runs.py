@@ -36,6 +36,7 @@ FIGURES: dict[str, tuple[str, list[str], str]] = {
         "pictures.png",
     ),
     "benchmark-posterior": ("verify_methods", [], "posterior.png"),
+    "experiment-regret": ("run_experiment", ["name=regret"], "figure.png"),
 }
 
 
@@ -57,7 +58,7 @@ def draw(name: str, options: list[str], to: Path = HERE) -> Path:
     given = {o.split("=")[0] for o in options}
     own = [o for o in own if o.split("=")[0] not in given]
     if "out" not in given:
-        options = [f"out=outputs/figures/{program}", *options]
+        options = [f"out=outputs/figures/{name if program == 'run_experiment' else program}", *options]
     out = next(o.split("=", 1)[1] for o in options if o.startswith("out="))
     command = [sys.executable, str(HERE.parents[1] / "examples" / f"{program}.py"), *own, *options]
     done = subprocess.run(command)
