@@ -37,6 +37,9 @@ FIGURES: dict[str, tuple[str, list[str], str]] = {
     ),
     "benchmark-posterior": ("verify_methods", [], "posterior.png"),
     "experiment-regret": ("run_experiment", ["name=regret"], "figure.png"),
+    "experiment-mean-variance": ("run_experiment", ["name=mean_variance"], "figure.png"),
+    "experiment-ergodic": ("run_experiment", ["name=ergodic"], "figure.png"),
+    "experiment-art": ("run_experiment", ["name=art"], "figure.png"),
 }
 
 

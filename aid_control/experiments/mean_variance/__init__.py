@@ -1,0 +1,1 @@
+"""Mean-variance portfolios and asset-liability management learned from simulated wealth alone."""

@@ -1,0 +1,1 @@
+"""Stochastic optimal control benchmarks of the SOC-matching and deep-BSDE papers, against exact controls."""
