@@ -111,6 +111,23 @@ def test_moments_against_simulation():
         assert powers.mean() == pytest.approx(float(exact[0]), abs=5 * powers.std() / x.size**0.5)
 
 
+def test_moments_are_kept_by_a_step():
+    """E[x'^j given x] is a polynomial in x, found by quadrature over both noises; its mean is m_j again."""
+    problem, (slope, intercept, variance) = ErgodicProblem(dt=0.5, A=-0.8, D=0.7), (-0.6, 1.1, 0.4)
+    nodes, w = np.polynomial.hermite_e.hermegauss(12)
+    xi, z = np.meshgrid(nodes, nodes)
+    weights = np.outer(w, w) / w.sum() ** 2
+    m2, m3, m4 = (float(m[0]) for m in problem.moments(*(np.array([v]) for v in (slope, intercept, variance))))
+    moments, spots = np.array([1.0, 0.0, m2, m3, m4]), np.linspace(-2, 2, 5)
+    for j in range(1, 5):
+        ahead = []
+        for x in spots:
+            a = slope * x + intercept + variance**0.5 * xi
+            ahead.append((weights * (problem.alpha * x + problem.beta2**0.5 * a * z) ** j).sum())
+        assert np.polynomial.polynomial.polyfit(spots, ahead, 4) @ moments == pytest.approx(moments[j], abs=1e-10)
+    assert abs(m3) > 0.01
+
+
 def test_the_published_behaviour_has_no_third_moment():
     assert ErgodicProblem(dt=1e-4).tail_exponent(1.0) == pytest.approx(3.0, abs=1e-3)
     assert ErgodicProblem().moments(*(np.array([v]) for v in OFF))[2][0] == np.inf
@@ -423,6 +440,18 @@ def test_a_repeat_depends_on_its_seed_alone():
         np.testing.assert_allclose(some.trace, whole.trace[..., [s - 3 for s in part]], rtol=1e-12)
         np.testing.assert_allclose(some.cost, whole.cost[[s - 3 for s in part]], rtol=1e-12)
     assert whole.trace.shape == (6, 6, 3) and whole.steps.tolist() == [10, 20, 30, 40, 50, 60]
+
+
+def test_rates_and_units_reach_the_learners():
+    still = {"streams": 2, "steps": 20, "rates": [1e-12] * 6, "exponent": 0.7, "delay": 0.2, "average_from": 0.5}
+    for name, start in (("actor_critic", 0.0), ("q_on", math.log(0.1))):  # log-variance at the start
+        done = learn(name, still, {}, [1, 2], 10)
+        np.testing.assert_allclose(done.average[5], start, atol=1e-9)
+        np.testing.assert_allclose(done.trace[:, 5], start, atol=1e-9)
+    options = {"rates": [1e-12, 0.1], "streams": 4, "time": 100.0, "behaviour": [0.0, 0.0, 1.0]}
+    found = scan("q", 0.5, options, {}, [1, 2, 3])
+    np.testing.assert_allclose(found.gain[0], 1.0, atol=1e-6)  # a slope of 0
+    assert (found.gain[1] < 0.9).all() and (abs(found.averaged[1] - 1) > 0.1).all()
 
 
 def test_groups_share_their_noise_and_averages_are_averages():
