@@ -17,7 +17,7 @@ in the modes ``mean`` and ``averaged`` they integrate the closed loop, not the h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,7 @@ from .problem import ControlProblem
 
 __all__ = ["Engine", "Mode", "Solver", "Trajectory", "rollout"]
 
+Noise = Callable[[Sequence[int], torch.dtype], Tensor]
 
 @dataclass
 class Trajectory:
@@ -90,7 +91,7 @@ def rollout(
     target: Any = None,
     mode: Mode = "mean",
     solver: Solver = "euler",
-    noise: torch.Generator | None = None,
+    noise: torch.Generator | Noise | None = None,
     entropy: int | tuple[int, ...] = 0,
     increments: Increments | None = None,
     engine: Engine = "own",
@@ -109,7 +110,7 @@ def rollout(
         target: what the terminal cost sees; ``None`` = no terminal cost.
         mode: ``"mean"``, ``"averaged"`` or ``"sampled"``.
         solver: ``"euler"``, ``"heun"`` (no noise), ``"milstein"``; with torchsde its scheme's name.
-        noise: generator of the sampled actions.
+        noise: generator of the sampled actions, or a function (shape, dtype) -> standard normal noise.
         entropy: key of the Brownian paths of a diffusing problem, where no increments are given.
         increments: Brownian increments on this grid; trailing columns beyond the problem's own drive the
             spread of the averaged mode.
@@ -142,7 +143,10 @@ def rollout(
         mean = policy.mean(t, x, context, probe)
         action = mean
         if mode == "sampled":
-            eps = torch.randn(mean.shape, generator=noise, dtype=x.dtype).to(x.device)
+            if callable(noise):
+                eps = noise(mean.shape, x.dtype).to(x.device)
+            else:
+                eps = torch.randn(mean.shape, generator=noise, dtype=x.dtype).to(x.device)
             action = policy.sample(t, mean, eps)
         cost = problem.stage_cost(t, x, action, context)
         if mode == "averaged":

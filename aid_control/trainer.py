@@ -13,48 +13,35 @@ whose gradient at the current policy is the (variance-pre-multiplied) policy gra
 covariance may be learned too: costs carry $\tau \log \pi$, and the critic is $V^\tau$.  ``"backprop"`` differentiates
 the discretised cost through the sampler and needs no critic.  Probes are cached in the trajectory,
 so that the updates never call the frozen system again, and a trajectory can be used for several of them. Every
-iteration's randomness is keyed by its number: a restarted run is the same run.
+iteration's randomness is keyed by its number: a restarted run is the same run.  A batch may come in parts, for several
+processes and for less memory (`parallel`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch
+from .descent import Descent, Part
 from .evaluation import EVALUATIONS, STEPWISE, clstd, terminal_gradient_loss
 from .improvement import ESTIMATORS, backprop_loss, policy_gradient_loss
 from .noise import generator
+from .parallel import Rows, Team
 from .policy import GaussianPolicy
 from .problem import ControlProblem
 from .rollout import Mode, Trajectory, rollout
 from .schedules import Projection, Schedule, constant
 from .value import Shifted
 
-__all__ = ["ActorCritic", "Batch", "Estimator"]
+__all__ = ["ActorCritic", "Estimator"]
 
 Estimator = Callable[[ControlProblem, GaussianPolicy, Shifted, Trajectory], Iterable[Tensor]]
 SAMPLED = ("score", "antithetic", "policy_gradient")  # these look at the actions
-
-
-@dataclass
-class Batch:
-    """Where the rollouts of one iteration start.
-
-    Attributes:
-        x: initial states (B, ...).
-        grid: times (K + 1,).
-        context: xi.
-        target: what the terminal cost sees.
-    """
-
-    x: Tensor
-    grid: Tensor
-    context: Any = None
-    target: Any = None
+UNDIVIDED = ("antithetic", "gtd0", "gtd2", "clstd")  # no means over the rows of a batch
 
 
 class ActorCritic:
@@ -87,6 +74,8 @@ class ActorCritic:
         checkpointing: of ``"backprop"``: keep states only and run every step twice.
         stepwise: differentiate the losses one step at a time, so that memory does not grow with the number of
             steps by more than the path; slower for small networks.
+        team: the processes that train together, and their precision.
+        max_skipped: give up after so many updates in a row without a finite gradient.
 
     Raises:
         ValueError: for an unknown estimator, evaluation or optimiser, an estimator that does not fit the mode, or a
@@ -117,6 +106,8 @@ class ActorCritic:
         optimizer: str = "adam",
         checkpointing: bool = True,
         stepwise: bool = False,
+        team: Team | None = None,
+        max_skipped: int = 20,
     ) -> None:
         names = [*ESTIMATORS, "policy_gradient", "backprop"]
         if not callable(estimator) and estimator not in names:
@@ -133,10 +124,12 @@ class ActorCritic:
         self.problem, self.actor, self.critic = problem, actor, critic
         self.estimator, self.mode, self.updates = estimator, mode, updates
         self.targets = estimator if callable(estimator) else ESTIMATORS.get(estimator)
-        self.terminal_weight, self.value_scale, self.clip, self.ema = terminal_weight, value_scale, clip, ema
+        self.terminal_weight, self.value_scale, self.ema = terminal_weight, value_scale, ema
         self.checkpointing, self.stepwise = checkpointing, stepwise
         self.step_weight = step_weight or (lambda t, dt: dt)
-        self.seed, self.iteration, self.skipped = seed, 0, 0
+        self.seed, self.iteration = seed, 0
+        self.team = team or Team()
+        self.descent = Descent(clip, self.team, max_skipped)
         self._temperature = temperature if callable(temperature) else constant(temperature)
         self.value = Shifted(critic, 0.0)
         self.rate, self.projection = rate or constant(1.0), projection
@@ -153,6 +146,11 @@ class ActorCritic:
             for name, weights in self._modules.items()
         }
         self.average = {k: v.detach().clone() for k, v in actor.state_dict().items()}
+
+    @property
+    def skipped(self) -> int:
+        """Optimiser steps left out so far, for want of a finite gradient."""
+        return self.descent.skipped
 
     @property
     def temperature(self) -> float:
@@ -174,7 +172,7 @@ class ActorCritic:
             dim = self.problem.pull(batch.grid[0], first, first)[0].numel()
             self.policy.variance = lambda t: self.problem.policy_variance(t, lam, dim)
             self.value.temperature = lam
-        gen = generator(self.seed, 0xAC7, self.iteration)
+        entropy = (self.seed, 0xB0, self.iteration)
         return rollout(
             self.problem,
             self.policy,
@@ -183,27 +181,19 @@ class ActorCritic:
             batch.context,
             batch.target,
             self.mode,
-            noise=gen,
-            entropy=(self.seed, 0xB0, self.iteration),
+            noise=batch.noise(generator(self.seed, 0xAC7, self.iteration)),
+            entropy=entropy,
+            increments=batch.paths(self.problem, entropy),
             temperature=self.temperature if entropic else 0.0,
             keep="path" if self.estimator == "stein" else "all",  # Stein looks at states alone
         )
 
-    def _descend(self, name: str, losses: Iterable[Tensor]) -> float:
-        """One optimiser step on a sum of losses; returns the sum."""
+    def _descend(self, name: str, parts: Iterable[Part]) -> float:
+        """One optimiser step on the weighted sum of the parts' losses; returns this process' share of it."""
         optimizer = self.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = self._rates[name] * self.rate(self.iteration)
-        optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for loss in losses if self.stepwise else [torch.stack(list(losses)).sum()]:
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        norm = nn.utils.clip_grad_norm_(self._modules[name], self.clip)
-        if torch.isfinite(norm):
-            optimizer.step()
-        else:  # a broken batch is skipped and counted, not learned from
-            self.skipped += 1
+        total = self.descent.step(optimizer, self._modules[name], parts, self.stepwise)
         if name == "actor" and self.projection is not None:
             with torch.no_grad():
                 for weight in self.actor.parameters():
@@ -218,12 +208,23 @@ class ActorCritic:
             for name, value in self.actor.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
 
-    def fit_terminal(self, x: Tensor, context: Any, target: Any) -> float:
-        """One critic update on its terminal condition alone (no rollout): (B, ...), xi, target -> the loss."""
-        loss = terminal_gradient_loss(self.problem, self.critic, x, context, target) / self.value_scale**2
-        total = self._descend("critic", [loss])
+    def fit_terminal(self, x: Tensor, context: Any, target: Any, rows: Rows | None = None) -> float:
+        """One critic update on its terminal condition alone (no rollout).
+
+        Args:
+            x: states (B, ...).
+            context: xi.
+            target: what the terminal cost sees.
+            rows: which part of the global batch these are; ``None`` = it is the whole.
+
+        Returns:
+            The loss.
+        """
+        with self.team.autocast():
+            loss = terminal_gradient_loss(self.problem, self.critic, x, context, target) / self.value_scale**2
+        total = self._descend("critic", [(1.0 if rows is None else rows.weight, [loss])])
         self._advance()
-        return total
+        return self.team.sum([total])[0]
 
     def actor_losses(
         self, trajectory: Trajectory, targets: Iterable[Tensor], signal: list[float] | None = None
@@ -247,48 +248,91 @@ class ActorCritic:
                 signal[1] += float(error.var(0).sum() / len(error))
             yield 0.5 * self.step_weight(t, dt) * (mean - target).square().mean()
 
-    def iterate(self, batch: Batch) -> dict[str, float]:
-        """One iteration on a ``batch`` -> scalars for a log: cost, losses, signal-to-noise of the estimator."""
-        if self.estimator == "backprop":
-            return self._backprop(batch)
-        trajectory = self.collect(batch)
-        assert trajectory.terminal is not None
-        log = {"cost": float(trajectory.total_cost().mean()), "terminal": float(trajectory.terminal.mean())}
-        log["critic_loss"] = self._evaluate(trajectory, batch)
+    def iterate(self, batch: Batch | Sequence[Batch]) -> dict[str, float]:
+        """One iteration -> scalars for a log: cost, losses, signal-to-noise of the estimator (of an undivided batch).
+
+        Args:
+            batch: where the rollouts start; or this process' parts of a global batch.
+
+        Raises:
+            ValueError: for parts, where estimator or evaluation are no means over rows.
+            Diverged: after too many updates in a row without a finite gradient.
+        """
+        batches = [batch] if isinstance(batch, Batch) else list(batch)
+        if not all(b.part.whole for b in batches):
+            self._check_divisible()
+        with self.team.autocast():
+            log = self._backprop(batches) if self.estimator == "backprop" else self._actor_critic(batches)
+        self._advance()
+        return dict(zip(log, self.team.sum(list(log.values())), strict=True))
+
+    def _check_divisible(self) -> None:
+        groups = getattr(self.critic, "groups", 1)
+        names = [self.estimator] if self.estimator == "backprop" else [self.estimator, self.evaluation]
+        wrong = [str(name) for name in names if name in UNDIVIDED]
+        wrong += [f"a critic of {groups} groups"] if groups != 1 else []
+        wrong += ["the averaged mode"] if self.mode == "averaged" else []
+        if wrong:
+            raise ValueError(f"{wrong[0]} looks at a whole batch; expected one process and accumulate = 1")
+
+    def _actor_critic(self, batches: Sequence[Batch]) -> dict[str, float]:
+        runs = [(b.part.weight, b, self.collect(b)) for b in batches]
+        log = {"cost": 0.0, "terminal": 0.0}
+        for weight, _, trajectory in runs:
+            assert trajectory.terminal is not None
+            log["cost"] += weight * float(trajectory.total_cost().mean())
+            log["terminal"] += weight * float(trajectory.terminal.mean())
+        log["critic_loss"] = self._evaluate(runs)
         if self.estimator == "policy_gradient":
             # one update a rollout: after it the data are no longer on-policy
-            loss = policy_gradient_loss(self.policy, self.value, trajectory)
-            log["actor_loss"] = self._descend("actor", [loss])
-        else:
-            assert self.targets is not None
-            signal = [0.0, 1e-30]
-            targets = self.targets(self.problem, self.policy, self.value, trajectory)
-            for i in range(self.updates):
-                if i and not isinstance(targets, list):  # an iterator is spent: make it again, without the drift
-                    targets = self.targets(self.problem, self.policy, self.value, trajectory)
-                losses = self.actor_losses(trajectory, targets, None if i else signal)
-                log["actor_loss"] = self._descend("actor", losses)
+            losses = ((weight, [policy_gradient_loss(self.policy, self.value, path)]) for weight, _, path in runs)
+            log["actor_loss"] = self._descend("actor", losses)
+            return log
+        signal = [0.0, 1e-30]
+        kept: dict[int, list[Tensor]] = {}
+        for i in range(self.updates):
+            log["actor_loss"] = self._descend("actor", self._improvement(runs, kept, None if i else signal))
+        if len(runs) == 1 and self.team.where.count == 1:
             # of the mean direction over the batch: |mean|^2 / (variance of the mean)
             log["snr"] = signal[0] / signal[1]
-        self._advance()
         return log
 
-    def _backprop(self, batch: Batch) -> dict[str, float]:
-        cost, terminal = backprop_loss(
-            self.problem, self.actor, batch.x, batch.grid, batch.context, batch.target, self.checkpointing
-        )
-        loss = self._descend("actor", [cost.mean() / self.value_scale])
-        self._advance()
-        mean_cost, mean_terminal = float(cost.detach().mean()), float(terminal.detach().mean())
-        return {"cost": mean_cost, "terminal": mean_terminal, "actor_loss": loss}
+    def _improvement(
+        self, runs: list[tuple[float, Batch, Trajectory]], kept: dict[int, list[Tensor]], signal: list[float] | None
+    ) -> Iterator[Part]:
+        """The actor's losses of every part; targets that come as a list are made once a rollout."""
+        assert self.targets is not None
+        for number, (weight, _, trajectory) in enumerate(runs):
+            targets: Iterable[Tensor] | None = kept.get(number)
+            if targets is None:  # an iterator is spent after use: it is made again, without the drift
+                targets = self.targets(self.problem, self.policy, self.value, trajectory)
+                if isinstance(targets, list):
+                    kept[number] = targets
+            yield weight, self.actor_losses(trajectory, targets, signal)
 
-    def _evaluate(self, trajectory: Trajectory, batch: Batch) -> float:
+    def _backprop(self, batches: Sequence[Batch]) -> dict[str, float]:
+        log = {"cost": 0.0, "terminal": 0.0}
+
+        def losses() -> Iterator[Part]:
+            for b in batches:
+                cost, terminal = backprop_loss(
+                    self.problem, self.actor, b.x, b.grid, b.context, b.target, self.checkpointing
+                )
+                log["cost"] += b.part.weight * float(cost.detach().mean())
+                log["terminal"] += b.part.weight * float(terminal.detach().mean())
+                yield b.part.weight, [cost.mean() / self.value_scale]
+
+        log["actor_loss"] = self._descend("actor", losses())
+        return log
+
+    def _evaluate(self, runs: list[tuple[float, Batch, Trajectory]]) -> float:
         """The critic's updates; returns the last loss (0 where it is solved for)."""
         if self.evaluation == "clstd":
-            clstd(self.value, trajectory, ridge=1e-9)
+            clstd(self.value, runs[0][2], ridge=1e-9)
             return 0.0
         for _ in range(self.updates):
-            loss = self._descend("critic", self._critic_losses(trajectory, batch))
+            parts = ((weight, self._critic_losses(trajectory, batch)) for weight, batch, trajectory in runs)
+            loss = self._descend("critic", parts)
         return loss
 
     def _critic_losses(self, trajectory: Trajectory, batch: Batch) -> Iterable[Tensor]:
@@ -310,7 +354,7 @@ class ActorCritic:
             "covariance": {} if self.covariance is None else self.covariance.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "iteration": self.iteration,
-            "skipped": self.skipped,
+            **self.descent.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -326,4 +370,5 @@ class ActorCritic:
         self.average = {k: v.clone() for k, v in state["average"].items()}
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.iteration, self.skipped = int(state["iteration"]), int(state["skipped"])
+        self.iteration = int(state["iteration"])
+        self.descent.restore(state)

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from aid_control.batch import Batch
 from aid_control.checkpoint import atomic_write, load_tensors, save_tensors
 from aid_control.errors import InputError
 from aid_control.images import load_backbone, load_guidance
@@ -35,7 +36,7 @@ from aid_control.images.study import TRAINERS, Examination, Recipe, Study, faces
 from aid_control.memory import peak_memory
 from aid_control.program import program
 from aid_control.report import Report
-from aid_control.trainer import ActorCritic, Batch
+from aid_control.trainer import ActorCritic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - after the backend is chosen

@@ -29,12 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batch import Batch
 from ..improvement import antithetic_targets
 from ..noise import generator
 from ..policy import GaussianPolicy, ZeroMean
 from ..rollout import rollout
 from ..schedules import linear
-from ..trainer import ActorCritic, Batch
+from ..trainer import ActorCritic
 from .backbones.gaussian import GaussianBackbone
 from .backbones.mixture import MixtureBackbone
 from .clock import KarrasClock

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..batch import Batch
 from ..noise import generator
-from ..trainer import Batch
+from ..parallel import Rows
 from .data import batch_indices, to_float
 from .guidance import Guidance
 from .masks import make_mask
@@ -54,40 +55,51 @@ class InpaintingData:
     ) -> None:
         self.images, self.mask_kind, self.seed, self.device = images, mask_kind, seed, device
 
-    def clean_and_mask(self, batch: int, iteration: int) -> tuple[Tensor, Tensor]:
+    def clean_and_mask(self, batch: int, iteration: int, rows: Rows | None = None) -> tuple[Tensor, Tensor]:
         """Clean images (randomly mirrored) and masks of one iteration.
 
         Args:
-            batch: number of images.
+            batch: number of images, B.
             iteration: which batch, from 0.
+            rows: the part wanted; ``None`` = all.
 
         Returns:
-            x0, (batch, C, H, W) in [-1, 1], and masks (batch, 1, H, W), 1 = known, on the device.
+            x0, (b, C, H, W) in [-1, 1], and masks (b, 1, H, W), 1 = known, on the device; b rows, B or those of the
+            part.
 
         Raises:
             InputError: for an unknown mask kind, or images too small for masks, as `masks.make_mask`.
         """
-        x0 = to_float(self.images[batch_indices(len(self.images), batch, iteration, self.seed)])
+        rows = rows or Rows(0, batch, batch)
+        x0 = to_float(self.images[rows.take(batch_indices(len(self.images), batch, iteration, self.seed))])
         gen = generator(self.seed, 0x3A5C, iteration)
-        mirrored = torch.rand(batch, generator=gen) < 0.5
+        mirrored = rows.take(torch.rand(batch, generator=gen) < 0.5)
         x0[mirrored] = x0[mirrored].flip(-1)
-        seeds = torch.randint(2**31, (batch,), generator=gen).tolist()
+        seeds = rows.take(torch.randint(2**31, (batch,), generator=gen)).tolist()
         mask = torch.stack([make_mask(self.mask_kind, x0.shape[-1], s) for s in seeds])
         return x0.to(self.device), mask.to(self.device)
 
     def rollout_batch(
-        self, problem: GuidanceProblem, guidance: Guidance, batch: int, iteration: int, steps: int
+        self,
+        problem: GuidanceProblem,
+        guidance: Guidance,
+        batch: int,
+        iteration: int,
+        steps: int,
+        rows: Rows | None = None,
     ) -> Batch:
         """A batch for `aid_control.trainer.ActorCritic.iterate`.
 
         Args:
             problem: gives the clock and the backbone's rounding of levels.
             guidance: makes the guess, once an image.
-            batch: number of images.
+            batch: number of images, B.
             iteration: which batch, from 0.
             steps: solver steps.
+            rows: the part wanted; ``None`` = all.
         """
-        x0, mask = self.clean_and_mask(batch, iteration)
-        noise = torch.randn(x0.shape, generator=generator(self.seed, 0x5EED, iteration)).to(x0)
+        rows = rows or Rows(0, batch, batch)
+        x0, mask = self.clean_and_mask(batch, iteration, rows)
+        noise = rows.normal(x0.shape[1:], generator(self.seed, 0x5EED, iteration)).to(x0)
         context = guidance.observe(x0 * mask, mask)
-        return Batch(noise * problem.clock.sigma_max, levels_of(problem, steps), context, x0)
+        return Batch(noise * problem.clock.sigma_max, levels_of(problem, steps), context, x0, rows)

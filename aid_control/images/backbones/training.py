@@ -11,12 +11,16 @@ $$
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...descent import Descent, Part
 from ...noise import generator
+from ...parallel import Rows, Team
 from ..data import batch_indices, to_float
 from .precond import Denoiser
 
@@ -124,7 +128,7 @@ class BackboneTrainer:
     Args:
         net: denoiser to train (in place).
         images: uint8 training images (N, C, H, W), kept in memory.
-        batch: images an iteration.
+        batch: images an iteration, of all processes.
         lr: learning rate.
         ema_halflife: of the average, in images.
         ema_rampup: the half-life is at most this fraction of the images seen.
@@ -133,10 +137,13 @@ class BackboneTrainer:
         P_std: of log sigma.
         flip: mirror images at random.
         seed: of everything random.
+        team: the processes that train together, parts of a batch, and precision.
+        max_skipped: give up after so many iterations in a row without a finite gradient.
 
     Attributes:
         ema: averaged state dict.
         images_seen: so far.
+        descent: counts the iterations that were skipped.
     """
 
     def __init__(
@@ -152,45 +159,58 @@ class BackboneTrainer:
         P_std: float = 1.2,
         flip: bool = True,
         seed: int = 0,
+        team: Team | None = None,
+        max_skipped: int = 20,
     ) -> None:
-        self.net, self.images, self.batch, self.clip, self.flip, self.seed = net, images, batch, clip, flip, seed
+        self.net, self.images, self.batch, self.flip, self.seed = net, images, batch, flip, seed
         self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
         self.P_mean, self.P_std = P_mean, P_std
         self.ema = {k: v.detach().clone() for k, v in net.state_dict().items()}
         self.optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.99))
         self.images_seen = 0
+        self.descent = Descent(clip, team, max_skipped)
 
     def step(self) -> float:
-        """One iteration; returns the mean loss of its images.  Weights stay where the gradient is not finite."""
+        """One iteration; returns the mean loss of its images.
+
+        Raises:
+            InputError: if the batch has fewer images than there are parts.
+            Diverged: after too many iterations in a row without a finite gradient.
+        """
+        team = self.descent.team
+        self.net.train()
+        share = self.descent.step(self.optimizer, self.net.parameters(), self._losses(team.parts(self.batch)))
+        self.images_seen += self.batch
+        move_average(self.ema, self.net, self.batch, self.images_seen, self.ema_halflife, self.ema_rampup)
+        return team.sum([share])[0]
+
+    def _losses(self, parts: Sequence[Rows]) -> Iterator[Part]:
+        """What is drawn is drawn for the whole batch; a part takes its rows."""
         iteration = self.images_seen // self.batch
         gen = generator(self.seed, 0xB0B, iteration)
         index = batch_indices(len(self.images), self.batch, iteration, self.seed)
-        x = to_float(self.images[index])
-        if self.flip:
-            mirrored = torch.rand(len(x), generator=gen) < 0.5
-            x[mirrored] = x[mirrored].flip(-1)
-        log_sigma = self.P_mean + self.P_std * torch.randn(len(x), generator=gen)
+        mirrored = torch.rand(self.batch, generator=gen) < 0.5 if self.flip else torch.zeros(self.batch).bool()
+        log_sigma = self.P_mean + self.P_std * torch.randn(self.batch, generator=gen)
+        noise = torch.randn(self.batch, *self.images.shape[1:], generator=gen)
         device = next(self.net.parameters()).device
-        noise = torch.randn(x.shape, generator=gen).to(device)
-
-        self.net.train()
-        loss = edm_loss(self.net, x.to(device), log_sigma.to(device), noise).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
-        if torch.isfinite(norm):  # a broken batch is skipped, not learned from
-            self.optimizer.step()
-        self.images_seen += self.batch
-        move_average(self.ema, self.net, self.batch, self.images_seen, self.ema_halflife, self.ema_rampup)
-        return float(loss.detach())
+        for rows in parts:
+            x = to_float(self.images[rows.take(index)])
+            turned = rows.take(mirrored)
+            x[turned] = x[turned].flip(-1)
+            # dropout draws from torch's global state, which no checkpoint holds
+            with keyed_dropout(self.net, self.seed, iteration, rows.start), self.descent.team.autocast():
+                own, drawn = rows.take(log_sigma).to(device), rows.take(noise).to(device)
+                loss = edm_loss(self.net, x.to(device), own, drawn).mean()
+            yield rows.weight, [loss]
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on: ``net``, ``ema``, ``optimizer`` and ``images_seen`` (not copied)."""
+        """Everything needed to go on: ``net``, ``ema``, ``optimizer``, ``images_seen`` and counts (not copied)."""
         return {
             "net": self.net.state_dict(),
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
             "images_seen": self.images_seen,
+            **self.descent.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -203,3 +223,21 @@ class BackboneTrainer:
         self.ema = {k: v.clone() for k, v in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.images_seen = int(state["images_seen"])
+        self.descent.restore(state)
+
+
+@contextmanager
+def keyed_dropout(net: nn.Module, *key: int) -> Iterator[None]:
+    """Within it dropout's noise is a function of the key, on the CPU and on the network's GPU.
+
+    Args:
+        net: the network; nothing is done where it has no dropout.
+        *key: integers.
+    """
+    if not any(getattr(m, "dropout", 0) for m in net.modules()):
+        yield
+        return
+    device = next(net.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator(*key).initial_seed())
+        yield

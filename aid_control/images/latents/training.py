@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...noise import generator
+from ...parallel import Rows
 from ..data import batch_indices
 from ..masks import make_mask
 from ..training import InpaintingData
@@ -42,22 +43,26 @@ class LatentInpaintingData(InpaintingData):
         super().__init__(moments, mask_kind, seed, device)
         self.codec = codec
 
-    def clean_and_mask(self, batch: int, iteration: int) -> tuple[Tensor, Tensor]:
+    def clean_and_mask(self, batch: int, iteration: int, rows: Rows | None = None) -> tuple[Tensor, Tensor]:
         """One iteration's latents and masks; no mirror images: a mirrored latent is none.
 
         Args:
-            batch: how many.
+            batch: how many, B.
             iteration: which, from 0.
+            rows: the part wanted; ``None`` = all.
 
         Returns:
-            Clean latents (batch, C, h, h) and their masks (batch, 1, h, h), 1 = known, on the device.
+            Clean latents (b, C, h, h) and their masks (b, 1, h, h), 1 = known, on the device; b rows, B or those of
+            the part.
 
         Raises:
             InputError: for an unknown mask kind, or pictures too small for masks, as `masks.make_mask`.
         """
         gen = generator(self.seed, 0x3A5C, iteration)
-        seeds = torch.randint(2**31, (batch,), generator=gen).tolist()
-        z = self.codec.draw(self.images[batch_indices(len(self.images), batch, iteration, self.seed)], seeds)
+        rows = rows or Rows(0, batch, batch)
+        seeds = rows.take(torch.randint(2**31, (batch,), generator=gen)).tolist()
+        indices = rows.take(batch_indices(len(self.images), batch, iteration, self.seed))
+        z = self.codec.draw(self.images[indices], seeds)
         side = z.shape[-1] * self.codec.factor
         mask = torch.stack([make_mask(self.mask_kind, side, s) for s in seeds])
         return z.to(self.device), latent_mask(mask, self.codec.factor).to(self.device)
