@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from aid_control.checkpoint import load_state, load_tensors, save_state
-from aid_control.errors import InputError
+from aid_control.errors import Diverged, InputError
 from aid_control.images.backbones.conditional import (
     ConditionalDenoiser,
     Given,
@@ -245,11 +247,62 @@ def test_training_learns_from_the_observation():
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
-def test_broken_gradients_are_skipped():
+def broken(learner):
+    learner.descend("net", sum(p.sum() for p in learner.net.parameters()) * float("nan"))
+
+
+def test_broken_gradients_are_skipped_and_counted():
     learner = trainer()
     before = {k: v.clone() for k, v in learner.net.state_dict().items()}
-    learner.descend("net", sum(p.sum() for p in learner.net.parameters()) * float("nan"))
+    assert learner.skipped == 0
+    broken(learner)
     assert all(torch.equal(v, before[k]) for k, v in learner.net.state_dict().items())
+    assert learner.skipped == 1
+    learner.step()
+    assert learner.skipped == 1 and not all(torch.equal(v, before[k]) for k, v in learner.net.state_dict().items())
+
+
+def test_too_many_in_a_row_end_the_training(tmp_path):
+    """The row goes on over a restart; a good step ends it."""
+    learner = trainer(max_skipped=3)
+    broken(learner)
+    broken(learner)
+    learner.step()
+    broken(learner)
+    save_state(tmp_path / "c.safetensors", learner.state())
+    again = trainer(max_skipped=3)
+    again.restore(load_state(tmp_path / "c.safetensors"))
+    broken(again)
+    assert again.skipped == 4
+    with pytest.raises(Diverged, match="3 steps in a row without a finite gradient"):
+        broken(again)
+    old = learner.state()
+    del old["skipped"]  # as earlier versions wrote it
+    again.restore(old)
+    assert again.skipped == 0 and again.iteration == 1
+
+
+def test_a_broken_batch_changes_nothing_but_the_counts(monkeypatch):
+    """NaN pixels in one batch: the weights after it are those before it, and the run goes on."""
+    learner, draw = trainer(), InpaintingData.clean_and_mask
+    learner.step()
+    before = {k: v.clone() for k, v in learner.net.state_dict().items()}
+    moments = {k: v["exp_avg"].clone() for k, v in learner.optimizers["net"].state_dict()["state"].items()}
+
+    def poisoned(self, batch, iteration):
+        x0, mask = draw(self, batch, iteration)
+        x0[0, 0, 0, 0] = float("nan")
+        return x0, mask
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InpaintingData, "clean_and_mask", poisoned)
+        assert math.isnan(learner.step()["loss"])
+    assert (learner.iteration, learner.skipped) == (2, 1)
+    after = learner.optimizers["net"].state_dict()["state"]
+    assert all(torch.equal(v, before[k]) for k, v in learner.net.state_dict().items())
+    assert all(torch.equal(v, after[k]["exp_avg"]) for k, v in moments.items())
+    assert math.isfinite(learner.step()["loss"])
+    assert all(torch.isfinite(v).all() for v in learner.average.values())
 
 
 @pytest.fixture
@@ -287,10 +340,91 @@ def test_program_goes_on_where_it_was_killed(method, program, tmp_path):
     assert facts["images_seen"] == 6 and facts["iteration"] == 3 and facts["seed"] == 0 and facts["data"] == "data"
     assert metadata["backbone"] == load_backbone(tmp_path / "tiny.safetensors").fingerprint
     other = "davi" if method == "palette" else "palette"
-    with pytest.raises(InputError, match=f"of a run of {method} on"):
+    with pytest.raises(InputError, match=f'method="{method}" then, method="{other}" now'):
         program(tmp_path / "parts", method=other)
     with pytest.raises(InputError, match="expected one of palette, davi"):
         program(tmp_path / "none", method="gan")
+
+
+def same_weights(one, other):
+    (whole, _), (parts, _) = (load_tensors(out / "palette.safetensors") for out in (one, other))
+    return whole.keys() == parts.keys() and all(torch.equal(v, parts[k]) for k, v in whole.items())
+
+
+SMALL = {"method": "palette", "every": 1, "palette": {"batch": 2}}
+
+
+def test_program_goes_back_from_damaged_checkpoints(program, tmp_path, capsys):
+    """The two newest are broken: it goes on from the one before, and ends as a run that was never stopped."""
+    program(tmp_path / "whole", iterations=5, **SMALL)
+    program(tmp_path / "parts", iterations=4, **SMALL)
+    folder = tmp_path / "parts" / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == [f"0000000{i}.safetensors" for i in (2, 3, 4)]
+    capsys.readouterr()
+    for i in (3, 4):
+        path = folder / f"0000000{i}.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+    program(tmp_path / "parts", iterations=5, **SMALL)
+    told = capsys.readouterr()
+    assert all(f"warning: passed over a checkpoint: {folder}/0000000{i}" in told.err for i in (3, 4))
+    assert f"continuing from {folder}/00000002.safetensors: iteration 2" in told.out
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    # written again, whole; the one that was still ahead at the first save is set aside
+    names = [f"0000000{i}.safetensors" for i in (3, 4, 5)]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*names, "00000004.safetensors.damaged"])
+    assert all(load_state(folder / name)["state"]["method"] == "palette" for name in names)
+
+
+def test_program_refuses_other_options_and_data(program, tmp_path):
+    out = tmp_path / "out"
+    program(out, iterations=1, **SMALL)
+    for change, words in [
+        (("clip", 2.0), "clip=1.0 then, clip=2.0 now"),
+        (("palette", {"batch": 2, "lr": 0.5}), "palette.lr=0.001 then, palette.lr=0.5 now"),
+        (("limit", 5), "data=.* then, .*limit=null then, limit=5 now"),
+        (("seed", 1), "seed=0 then, seed=1 now"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            program(out, **{**SMALL, "iterations": 2, change[0]: change[1]})
+    with pytest.raises(InputError, match="every is 0"):
+        program(out, **{**SMALL, "every": 0})
+    # what changes no weight may change: the place of the data, the number of iterations, options of other methods
+    (tmp_path / "data").rename(tmp_path / "moved")
+    free = {"iterations": 2, "data": str(tmp_path / "moved"), "keep": 1, "every": 5, "davi": {"lr": 1.0}}
+    program(out, **{**SMALL, **free})
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["00000002.safetensors"]
+
+
+def test_program_goes_on_from_the_single_file_of_earlier_versions(program, tmp_path):
+    program(tmp_path / "whole", iterations=3, **SMALL)
+    program(tmp_path / "parts", iterations=2, **SMALL)
+    folder = tmp_path / "parts" / "checkpoints"
+    old = load_state(folder / "00000002.safetensors")["state"]
+    del old["trainer"]["skipped"]
+    shutil.rmtree(folder)
+    save_state(tmp_path / "parts" / "checkpoint.safetensors", old)
+    program(tmp_path / "parts", iterations=3, **SMALL)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(folder)
+    save_state(tmp_path / "parts" / "checkpoint.safetensors", {"something": "else"})
+    with pytest.raises(InputError, match="of a run of None on backbone None; expected palette on"):
+        program(tmp_path / "parts", iterations=3, **SMALL)
+
+
+def test_program_ends_a_training_without_finite_gradients(program, tmp_path, monkeypatch):
+    draw = InpaintingData.clean_and_mask
+
+    def poisoned(self, batch, iteration):
+        x0, mask = draw(self, batch, iteration)
+        return x0 * (float("nan") if iteration >= 2 else 1), mask
+
+    monkeypatch.setattr(InpaintingData, "clean_and_mask", poisoned)
+    with pytest.raises(Diverged):
+        program(tmp_path / "out", iterations=20, max_skipped=4, **{**SMALL, "keep": 2})
+    # the step that gives up is not saved: a restart finds the same
+    assert [p.name for p in sorted((tmp_path / "out/checkpoints").iterdir())][-1] == "00000005.safetensors"
+    with pytest.raises(Diverged):
+        program(tmp_path / "out", iterations=20, max_skipped=4, **SMALL)
 
 
 def test_clock_is_the_samplers():

@@ -13,11 +13,13 @@ restored run is the uninterrupted run.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ...descent import Descent
 from ..backbones.conditional import ConditionalDenoiser, save_conditional
 from ..backbones.training import move_average
 from ..training import InpaintingData
@@ -39,6 +41,10 @@ class Trainer(Protocol):
     @property
     def module(self) -> Any:
         """What is trained; its ``facts`` go into the file."""
+
+    @property
+    def skipped(self) -> int:
+        """Optimiser steps left out so far, for want of a finite gradient."""
 
     def step(self) -> float | dict[str, float]:
         """One iteration; returns the loss, or numbers by name for a progress bar."""
@@ -72,6 +78,7 @@ class BaselineTrainer(Generic[N]):
         ema_rampup: r.
         clip: bound of a gradient's norm.
         seed: of everything random but the data's own draws.
+        max_skipped: give up after so many steps of one optimiser in a row without a finite gradient.
 
     Attributes:
         iteration: iterations done.
@@ -89,13 +96,16 @@ class BaselineTrainer(Generic[N]):
         ema_rampup: float = 0.1,
         clip: float = 1.0,
         seed: int = 0,
+        max_skipped: int = 20,
     ) -> None:
-        self.net, self.data, self.batch, self.clip, self.seed = net, data, batch, clip, seed
+        self.net, self.data, self.batch, self.seed = net, data, batch, seed
         self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
         self.iteration = 0
         self.average = {k: v.detach().clone() for k, v in net.state_dict().items()}
         self.networks: dict[str, nn.Module] = {"net": net}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        # one an optimiser: a good step of one network does not end the row of the other's broken ones
+        self._descents: defaultdict[str, Descent] = defaultdict(lambda: Descent(clip, max_skipped=max_skipped))
 
     @property
     def module(self) -> N:
@@ -107,23 +117,26 @@ class BaselineTrainer(Generic[N]):
         """Training images used so far, repetitions included."""
         return self.iteration * self.batch
 
+    @property
+    def skipped(self) -> int:
+        """Optimiser steps left out so far, for want of a finite gradient."""
+        return sum(descent.skipped for descent in self._descents.values())
+
     def step(self) -> float | dict[str, float]:
         """One iteration; returns the loss, or numbers by name for a progress bar."""
         raise NotImplementedError  # pragma: no cover - abstract
 
     def descend(self, name: str, loss: Tensor) -> None:
-        """One optimiser step down a loss, its gradient clipped to the norm ``clip``; skipped where that is not finite.
+        """One optimiser step down a loss, its gradient clipped; left out and counted where that is not finite.
 
         Args:
             name: of the network and of its optimiser, a key of ``networks`` and ``optimizers``.
             loss: a scalar with gradients to the network's weights.
+
+        Raises:
+            Diverged: after ``max_skipped`` steps of this optimiser in a row without a finite gradient.
         """
-        net, optimizer = self.networks[name], self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), self.clip)
-        if torch.isfinite(norm):
-            optimizer.step()
+        self._descents[name].step(self.optimizers[name], self.networks[name].parameters(), [(1.0, [loss])])
 
     def advance(self) -> None:
         """Count the iteration and move the average."""
@@ -131,12 +144,16 @@ class BaselineTrainer(Generic[N]):
         move_average(self.average, self.net, self.batch, self.images_seen, self.ema_halflife, self.ema_rampup)
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on: iteration, average, and the states of networks and optimisers by name."""
+        """Everything needed to go on: iteration, average; states of networks and optimisers, counts of steps left out.
+
+        Those three by name.
+        """
         return {
             "iteration": self.iteration,
             "average": self.average,
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "skipped": {name: self._descents[name].state() for name in self.optimizers},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -155,6 +172,8 @@ class BaselineTrainer(Generic[N]):
             net.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            # states of earlier versions have no counts
+            self._descents[name].restore(state.get("skipped", {}).get(name, {}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the averaged weights, with the network's facts, as the method's module.

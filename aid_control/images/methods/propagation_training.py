@@ -50,6 +50,7 @@ class PropagationTrainer(BaselineTrainer[Propagation]):
         ema_rampup: the half-life is at most this fraction of the images seen.
         clip: bound of the gradient's norm.
         seed: of everything random but the data's own draws; the first weights included.
+        max_skipped: give up after so many steps in a row without a finite gradient.
 
     Raises:
         InputError: for a backbone without features.
@@ -68,6 +69,7 @@ class PropagationTrainer(BaselineTrainer[Propagation]):
         ema_rampup: float = 0.1,
         clip: float = 1.0,
         seed: int = 0,
+        max_skipped: int = 20,
     ) -> None:
         channels = bottleneck_channels(backbone)
         if not channels:
@@ -77,7 +79,7 @@ class PropagationTrainer(BaselineTrainer[Propagation]):
             torch.manual_seed(seed)
             module = Propagation(channels, width).to(data.device)
         module.backbone = network(backbone).fingerprint
-        super().__init__(module, data, batch, ema_halflife, ema_rampup, clip, seed)
+        super().__init__(module, data, batch, ema_halflife, ema_rampup, clip, seed, max_skipped)
         self.optimizers["net"] = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
 
     def loss(self, iteration: int) -> Tensor:
