@@ -39,6 +39,7 @@ FIGURES: dict[str, tuple[str, list[str], str]] = {
     "experiment-regret": ("run_experiment", ["name=regret"], "figure.png"),
     "experiment-mean-variance": ("run_experiment", ["name=mean_variance"], "figure.png"),
     "experiment-ergodic": ("run_experiment", ["name=ergodic"], "figure.png"),
+    "experiment-soc": ("run_experiment", ["name=soc"], "figure.png"),
     "experiment-art": ("run_experiment", ["name=art"], "figure.png"),
 }
 

@@ -131,7 +131,8 @@ class WellsTruth:
     r"""Independent double wells.
 
     The collocation gives the logarithmic derivative of $\varphi$ where it stands well above rounding; outside, at
-    $|x| >$ `edge`, the control keeps its last value.  The law of a path there has density of order $10^{-9}$.
+    $|x| >$ `edge`, the control keeps its last value.  At the benchmark's weights the stationary density
+    of the uncontrolled state there is below $10^{-9}$ of its top.
 
     Args:
         kappa: depths, (d,).
