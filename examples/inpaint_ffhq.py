@@ -33,6 +33,7 @@ from aid_control.images.masks import mask_source
 from aid_control.images.methods.projection import projection
 from aid_control.images.methods.replacement import replacement
 from aid_control.images.metrics import psnr, ssim, summary
+from aid_control.images.micro_batch import MicroBatch
 from aid_control.images.pictures import png
 from aid_control.program import check_device, program
 
@@ -57,32 +58,37 @@ def read_inputs(cfg: Any, side: int, channels: int) -> tuple[Tensor, Tensor, lis
     return images, masks, [Path(name).stem for name in source.names[:n]]
 
 
-def run(name: str, method: Callable[..., Tensor], x: Tensor, masks: Tensor, cfg: Any) -> tuple[Tensor, float]:
-    """One method over all images in batches: (results, seconds an image)."""
-    out = []
-    start = time.perf_counter()
+def run(
+    name: str, method: Callable[..., Tensor], x: Tensor, masks: Tensor, cfg: Any, batches: MicroBatch
+) -> tuple[Tensor, float]:
+    """One method over all images in batches that fit into memory: (results, seconds an image)."""
+    seconds = 0.0
     with tqdm(total=len(x) * cfg.steps, desc=LABELS[name], unit="step", leave=False) as bar:
-        for i in range(0, len(x), cfg.batch):
-            y, mask = x[i : i + cfg.batch].to(cfg.device), masks[i : i + cfg.batch].to(cfg.device)
-            seeds = [cfg.seed + j for j in range(i, i + len(y))]
-            size = len(y)
+
+        def fill(rows: slice) -> Tensor:
+            nonlocal seconds
+            bar.n = rows.start * cfg.steps  # steps of an attempt that did not fit do not count
+            size, start = rows.stop - rows.start, time.perf_counter()
             result = method(
-                y=y, mask=mask, steps=cfg.steps, solver=cfg.solver, seeds=seeds,
-                callback=lambda k, x, size=size: bar.update(size),
-            )  # fmt: skip
-            out.append(result.cpu())
-    return torch.cat(out), (time.perf_counter() - start) / len(x)
+                y=x[rows].to(cfg.device), mask=masks[rows].to(cfg.device), steps=cfg.steps, solver=cfg.solver,
+                seeds=range(cfg.seed + rows.start, cfg.seed + rows.stop), callback=lambda k, x: bar.update(size),
+            ).cpu()  # fmt: skip
+            seconds += time.perf_counter() - start
+            return result
+
+        out = torch.cat(batches(fill, len(x)))
+    return out, seconds / len(x)
 
 
-def measure(x: Tensor, masks: Tensor, result: Tensor) -> dict[str, Any]:
+def measure(x: Tensor, masks: Tensor, result: Tensor, batches: MicroBatch) -> dict[str, Any]:
     """PSNR and SSIM over the hole and over the image, with 95 % intervals over the images."""
-    hole = 1 - masks
-    rows = {
-        "psnr_hole": summary(psnr(result, x, hole)),
-        "psnr_image": summary(psnr(result, x)),
-        "ssim_hole": summary(ssim(result, x, hole)),
-        "ssim_image": summary(ssim(result, x)),
-    }
+
+    def values(rows: slice) -> Tensor:
+        a, b, hole = result[rows], x[rows], 1 - masks[rows]
+        return torch.stack([psnr(a, b, hole), psnr(a, b), ssim(a, b, hole), ssim(a, b)])
+
+    names = ("psnr_hole", "psnr_image", "ssim_hole", "ssim_image")
+    rows = {name: summary(v) for name, v in zip(names, torch.cat(batches(values, len(x)), dim=1), strict=True)}
     # strict JSON knows no NaN: an interval of one image, or a PSNR where nothing differs, is null
     return {name: {k: v if math.isfinite(v) else None for k, v in row.items()} for name, row in rows.items()}
 
@@ -142,13 +148,14 @@ def main(cfg: Any) -> None:
     # One step on one image first: the first call of every kernel pays for its set-up, and a guidance file of
     # another backbone is refused before anything is written.
     one = dict(y=x[:1].to(cfg.device), mask=masks[:1].to(cfg.device), steps=1, solver=cfg.solver, seeds=[0])
+    batches = MicroBatch(cfg.batch)
     for method in methods.values():
-        method(**one)
+        batches(lambda _, method=method: method(**one), 1)
     results, table = {}, {}
     for name, method in methods.items():
-        results[name], seconds = run(name, method, x, masks, cfg)
+        results[name], seconds = run(name, method, x, masks, cfg, batches)
         table[name] = {
-            **measure(x, masks, results[name]),
+            **measure(x, masks, results[name], batches),
             "nfe": 0 if name.startswith("posterior") else function_evaluations(cfg.steps, cfg.solver, backbone),
             "seconds_per_image": seconds,
         }
@@ -169,7 +176,7 @@ def main(cfg: Any) -> None:
             "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
             "versions": {"aid_control": aid_control.__version__, "torch": torch.__version__,
                          "python": platform.python_version()},
-            "device": cfg.device, "threads": torch.get_num_threads(),
+            "device": cfg.device, "threads": torch.get_num_threads(), "batch": batches.size,
         }  # fmt: skip
         atomic_write(out / "metrics.json", json.dumps(report, indent=1).encode())
     except OSError as error:

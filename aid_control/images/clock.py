@@ -20,7 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Clock", "DDPMClock", "GridClock", "KarrasClock", "LinearClock", "LogClock", "within"]
+from ..errors import InputError
+
+__all__ = ["Clock", "DDPMClock", "GridClock", "KarrasClock", "LinearClock", "LogClock", "check_clock", "within"]
+
+SPAN = 1e-9  # sigma_min over sigma_max
 
 
 class Clock:
@@ -185,3 +189,20 @@ def DDPMClock(levels: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
     beta = torch.linspace(beta_min, beta_max, levels, dtype=torch.float64)
     abar = (1 - beta).cumprod(0)
     return GridClock(tuple(((1 - abar) / abar).sqrt().flip(0).tolist()))
+
+
+def check_clock(clock: Clock) -> None:
+    """Refuse noise levels that no sampler can use.
+
+    Args:
+        clock: noise range.
+
+    Raises:
+        InputError: unless 0 < sigma_min < sigma_max < infinity, and where sigma_min / sigma_max is below 1e-9: times
+            are sigma_max - sigma in float64, which would not tell the last levels apart.
+    """
+    low, high = clock.sigma_min, clock.sigma_max
+    if not 0 < low < high < math.inf:
+        raise InputError(f"noise levels from {high:g} down to {low:g}; expected 0 < sigma_min < sigma_max < infinity")
+    if low < SPAN * high:
+        raise InputError(f"noise levels from {high:g} down to {low:g}; expected sigma_min of at least {SPAN * high:g}")

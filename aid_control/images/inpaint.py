@@ -13,9 +13,10 @@ from ..noise import per_image_normal
 from ..policy import GaussianPolicy, ZeroMean
 from ..rollout import Solver, rollout
 from .backbones.precond import Denoiser
-from .clock import Clock, within
+from .clock import Clock, check_clock, within
 from .guidance import Guidance
 from .masks import check_mask
+from .micro_batch import MicroBatch
 from .module_files import check_trained_for
 from .problem import GuidanceProblem, Observation, levels_of
 
@@ -97,8 +98,12 @@ def inpaint(
     clock: Clock | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
     base: str | None = None,
+    micro_batch: int | None = None,
 ) -> Tensor:
     """Fill the holes of images.
+
+    The state is kept in the precision of ``y``, noise levels in float64; backbone and guidance compute in the precision
+    of their weights: for bfloat16, convert all three.
 
     Args:
         backbone: frozen denoiser (`aid_control.images.load_backbone`).
@@ -111,16 +116,19 @@ def inpaint(
         seeds: one an image; default 0, 1, 2, ...
         class_labels: one-hot (B, n) for conditional backbones.
         clock: noise levels; default EDM's grid, within the backbone's range.
-        callback: called as callback(k, x) after every step.
+        callback: called as callback(k, x) after every step (of every micro-batch).
         base: frozen drift, ``"flow"`` or ``"projected"`` (see `problem`); default the one the guidance was
             trained on, the flow without guidance.
+        micro_batch: so many images at a time at most, halved where memory runs out (`micro_batch`); ``None`` = all at
+            once, and a lack of memory is torch's error.
 
     Returns:
         Images (B, C, H, W); known pixels equal ``y`` exactly.
 
     Raises:
-        InputError: for inputs that do not fit the backbone, guidance of another backbone, an unknown solver, fewer
-            than one step, or a number of seeds that is not that of the images.
+        InputError: for inputs that do not fit the backbone, guidance of another backbone or precision, an unknown
+            solver, fewer than one step, noise levels as `check_clock` refuses them, a number of seeds that is not that
+            of the images, a micro-batch below 1, or memory that does not suffice for one image of a micro-batch.
         ValueError: for an unknown base.
     """
     check_images(backbone, y, mask)
@@ -130,15 +138,23 @@ def inpaint(
         raise InputError(f"steps is {steps}; expected at least 1")
     if guidance is not None:
         check_trained_for(guidance, backbone, "guidance")
+        if (has := next(guidance.parameters()).dtype) != y.dtype:
+            raise InputError(f"guidance is in {has}, images in {y.dtype}; expected the same precision")
     clock = clock or within(backbone.sigma_min, backbone.sigma_max)
+    check_clock(clock)
     problem = GuidanceProblem(backbone, clock, base=base or (guidance.base if guidance is not None else "flow"))
-    y = torch.where(mask.bool(), y, 0.0)
+    grid, policy = levels_of(problem, steps).to(y.device), GaussianPolicy(ZeroMean() if guidance is None else guidance)
+    y, mask = torch.where(mask.bool(), y, 0.0), mask.to(y)
     noise = starting_noise(backbone, range(len(y)) if seeds is None else seeds, len(y), y.device)
-    x = (noise * clock.sigma_max).to(y.dtype)
-    if guidance is None:
-        context, policy = Observation(y, mask, class_labels=class_labels), GaussianPolicy(ZeroMean())
-    else:
-        context, policy = guidance.observe(y, mask, class_labels), GaussianPolicy(guidance)
-    grid = levels_of(problem, steps).to(y.device)
-    path = rollout(problem, policy, x, grid, context, solver=solver, keep="last", callback=callback)
-    return torch.where(mask.bool(), y, path.states[-1])
+
+    def fill(rows: slice) -> Tensor:
+        labels = class_labels if class_labels is None or len(class_labels) != len(y) else class_labels[rows]
+        known, m = y[rows], mask[rows]
+        context = Observation(known, m, class_labels=labels) if guidance is None else guidance.observe(known, m, labels)
+        x = (noise[rows] * clock.sigma_max).to(y.dtype)
+        path = rollout(problem, policy, x, grid, context, solver=solver, keep="last", callback=callback)
+        return torch.where(m.bool(), known, path.states[-1])
+
+    if micro_batch is None:
+        return fill(slice(None))
+    return torch.cat(MicroBatch(micro_batch)(fill, len(y)))

@@ -97,7 +97,7 @@ class GuidanceProblem(ControlProblem):
             (B, C, H, W).
         """
         labels = None if context is None else context.class_labels
-        denoised = self.backbone(x, self.clock.sigma(t), labels)
+        denoised = self.backbone(x, self.clock.sigma(t), labels).to(x.dtype)  # states keep their precision
         return denoised if self.base == "flow" else torch.where(context.mask.bool(), context.y, denoised)
 
     def drift(self, t: Tensor, x: Tensor, context: Observation, probe: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .backbones.precond import Denoiser
-from .clock import KarrasClock, within
+from .clock import KarrasClock, check_clock, within
 
 __all__ = ["ablation_sampler", "edm_sampler"]
 
@@ -69,9 +69,11 @@ def edm_sampler(
         Samples (B, C, H, W) in float64.
 
     Raises:
+        InputError: for noise levels as `clock.check_clock` refuses them.
         ValueError: for fewer than one step, or churn without noise.
     """
     clock = within(net.sigma_min, net.sigma_max, sigma_min, sigma_max, rho)
+    check_clock(clock)
     steps = clock.sigmas(num_steps, rounding=net.round_sigma).to(latents.device)
     x = latents.double() * steps[0]
     for i, (s, s_next) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
@@ -161,6 +163,7 @@ def ablation_sampler(
         Samples (B, C, H, W) in float64.
 
     Raises:
+        InputError: for noise levels as `clock.check_clock` refuses them.
         ValueError: for an unknown name, or fewer than two steps.
     """
     allowed = {
@@ -180,6 +183,7 @@ def ablation_sampler(
     highs = {"vp": float(vp(torch.ones_like(eps))), "ve": 100.0, "iddpm": 81.0, "edm": 80.0}
     lo = max(lows[discretization] if sigma_min is None else sigma_min, net.sigma_min)
     hi = min(highs[discretization] if sigma_max is None else sigma_max, net.sigma_max)
+    check_clock(KarrasClock(lo, hi))
     log_lo, log_hi = math.log(lo**2 + 1), math.log(hi**2 + 1)
     beta_d = 2 * (log_lo / epsilon_s - log_hi) / (epsilon_s - 1)
     beta = (beta_d, log_hi - 0.5 * beta_d)

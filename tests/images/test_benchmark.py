@@ -24,7 +24,6 @@ from aid_control.images.backbones.precond import EDMPrecond
 from aid_control.images.backbones.registry import load_backbone, save_backbone, save_exact
 from aid_control.images.benchmark import sets
 from aid_control.images.benchmark.inputs import DRAW
-from aid_control.images.benchmark.processes import place
 from aid_control.images.benchmark.run import run
 from aid_control.images.benchmark.settings import Settings
 from aid_control.images.benchmark.summary import interval
@@ -36,6 +35,7 @@ from aid_control.images.methods.palette import load_palette, palette
 from aid_control.images.methods.registry import METHODS, Entry
 from aid_control.images.metrics import psnr, ssim
 from aid_control.images.realism import fid, kid
+from aid_control.parallel import place
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 16
@@ -104,7 +104,7 @@ def test_the_table_holds_what_the_method_gives(world, tmp_path):
         ("psnr_hole", psnr(out, x, 1 - mask)), ("psnr_image", psnr(out, x)),
         ("ssim_hole", ssim(out, x, 1 - mask)), ("ssim_image", ssim(out, x)), ("known_error", torch.zeros(1)),
     ):  # fmt: skip
-        assert float(row[column]) == pytest.approx(float(value), rel=1e-8, abs=1e-12), column
+        assert float(row[column]) == pytest.approx(float(value), rel=1e-6, abs=1e-12), column
     assert row["lpips_hole"] == ""  # not measured
     # the summary is that of the table
     values = torch.tensor([float(r["psnr_hole"]) for r in table if (r["method"], r["mask"]) == ("dps", "random")])

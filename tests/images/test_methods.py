@@ -287,10 +287,10 @@ def test_daps_takes_the_published_langevin_steps_at_once():
         assert float(part.var()) == pytest.approx(variance, rel=0.03)
 
 
-# name -> steps, options, bar on the error of the mean (root mean square over the hole and over four images, in posterior
+# name -> steps, options, bar on the error of the mean (root mean square over the hole and four images, in posterior
 # deviations), range of the ratio of variances.  On this smooth model (144 pixels, box) nothing but DPS with many steps
-# comes near; the bars are about 1.4 times what was measured, on two instruction sets alike.  The flow that knows nothing
-# of y has 10.2 and 51.
+# comes near; the bars are about 1.4 times what was measured, on two instruction sets alike.  The flow that knows
+# nothing of y has 10.2 and 51.
 POSTERIOR: dict[str, tuple[int, dict, float, tuple[float, float]]] = {
     "repaint": (60, {}, 2.9, (2.0, 6.0)),
     "dps": (400, {}, 0.9, (0.6, 1.7)),

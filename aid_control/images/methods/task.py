@@ -28,7 +28,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...noise import per_image_normal
 from ..backbones.precond import Denoiser
-from ..clock import Clock, within
+from ..clock import Clock, check_clock, within
 from ..inpaint import check_images, starting_noise
 
 __all__ = ["Callback", "Method", "Task", "ancestral", "ddim", "prepare", "totals"]
@@ -152,14 +152,16 @@ def prepare(
     """Check a job and lay out its noise levels; arguments as `Method`.
 
     Raises:
-        InputError: for inputs that do not fit the backbone, fewer than one step, or a wrong number of seeds.
+        InputError: for inputs that do not fit the backbone, fewer than one step, noise levels as
+            `clock.check_clock` refuses them, or a wrong number of seeds.
     """
     check_images(backbone, y, mask)
     if steps < 1:
-        raise InputError(f"steps is {steps}; a method needs at least 1")
+        raise InputError(f"steps is {steps}; expected at least 1")
     if seeds is not None and len(seeds) != len(y):
         raise InputError(f"{len(seeds)} seeds for {len(y)} images; expected one an image")
     clock = clock or within(backbone.sigma_min, backbone.sigma_max)
+    check_clock(clock)
     sigmas = clock.sigmas(steps, rounding=backbone.round_sigma).to(torch.float64)
     seeds = range(len(y)) if seeds is None else seeds
     mask = mask.to(y)
