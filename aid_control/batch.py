@@ -40,7 +40,14 @@ class Batch:
         return Rows(0, len(self.x), len(self.x)) if self.rows is None else self.rows
 
     def noise(self, generator: torch.Generator) -> Callable[[Sequence[int], torch.dtype], Tensor]:
-        """Noise of sampled actions, for `rollout.rollout`: these rows of what is drawn for the global batch."""
+        """Noise of sampled actions, for `rollout.rollout`: these rows of what is drawn for the global batch.
+
+        Args:
+            generator: moves on by the global batch.
+
+        Returns:
+            A function of shape, (b, ...) with b of these rows, and precision.
+        """
         return lambda shape, dtype: self.part.normal(shape[1:], generator, dtype)
 
     def paths(self, problem: ControlProblem, key: tuple[int, ...]) -> Increments | None:

@@ -13,6 +13,7 @@ as they are.  The same content gives the same bytes, in every process.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -78,14 +79,14 @@ def atomic_write(path: str | os.PathLike[str], *data: bytes | memoryview) -> Non
             os.close(folder)
 
 
-def clear_temporaries(folder: str | os.PathLike[str], name: str = "*") -> None:
+def clear_temporaries(folder: str | os.PathLike[str], name: str | None = None) -> None:
     """Remove what killed writers left in a folder: ``.NAME.PID.tmp`` of processes of this machine that are no more.
 
     Args:
         folder: looked at, not those below it; it may be missing.
-        name: pattern of the files that were being written.
+        name: of the file that was being written; ``None`` = any.
     """
-    for path in Path(folder).glob(f".{name}.*.tmp"):
+    for path in Path(folder).glob(f".{'*' if name is None else glob.escape(name)}.*.tmp"):
         number = path.name.split(".")[-2]
         if number.isdecimal() and not _alive(int(number)):
             with contextlib.suppress(OSError):  # harmless, and the next run tries again

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import Failed, InputError
 from .program import check_device
 
-__all__ = ["Place", "Rows", "Team", "alone", "launched", "place", "team"]
+__all__ = ["Place", "Rows", "Team", "launched", "place", "team"]
 
 PRECISIONS = ("no", "bf16")
 
@@ -67,7 +67,7 @@ class Rows:
             batch: (B, ...).
 
         Returns:
-            (|p|, ...), a view.
+            A view (p, ...) of its p rows.
         """
         return batch[self.start : self.stop]
 
@@ -80,7 +80,7 @@ class Rows:
             dtype: of the noise.
 
         Returns:
-            (|p|, *shape), on the CPU.
+            (p, *shape) for its p rows, on the CPU.
         """
         return self.take(torch.randn(self.of, *shape, generator=generator, dtype=dtype))
 
@@ -96,7 +96,16 @@ class Place:
     """
 
     def __init__(self, index: int, count: int, device: str, wait: Callable[[], Any]) -> None:
-        self.index, self.count, self.device, self.wait = index, count, device, wait
+        self.index, self.count, self.device, self._wait = index, count, device, wait
+
+    def wait(self) -> None:
+        """Return when all processes have called it.
+
+        Raises:
+            Failed: where another process has ended.
+        """
+        with _together():
+            self._wait()
 
     @property
     def first(self) -> bool:
@@ -107,19 +116,6 @@ class Place:
 def launched() -> int:
     """How many processes were launched together, as their environment says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def alone(program: str) -> None:
-    """Refuse to be one of several: every copy would do all of the work and write the same files.
-
-    Args:
-        program: how the message calls it.
-
-    Raises:
-        InputError: where several processes were launched.
-    """
-    if launched() > 1:
-        raise InputError(f"{program}: launched as {launched()} processes; expected one, it does not share its work")
 
 
 def place(device: str, patience: timedelta | None = None) -> Place:
@@ -154,6 +150,18 @@ def place(device: str, patience: timedelta | None = None) -> Place:
 
 def _nothing() -> None:
     pass
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """What the others take part in; the engine's error where one of them is gone becomes a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Failed(
+            "another of the processes that were launched together has ended; what is saved is kept, and the same "
+            f"command goes on from there ({str(error).splitlines()[0]})"
+        ) from error
 
 
 class Team:
@@ -229,7 +237,8 @@ class Team:
         return self._sum(torch.tensor(values, dtype=torch.float64, device=self.where.device)).tolist()
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        return importlib.import_module("accelerate.utils").reduce(tensor, "sum")
+        with _together():
+            return importlib.import_module("accelerate.utils").reduce(tensor, "sum")
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Within it networks compute in the team's precision."""

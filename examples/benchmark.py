@@ -24,4 +24,4 @@ def main(cfg: Any) -> None:
 
 
 if __name__ == "__main__":
-    program("conf/benchmark", main)
+    program("conf/benchmark", main, together=True)

@@ -141,4 +141,4 @@ def main(cfg: Any) -> None:
 
 
 if __name__ == "__main__":
-    program("conf/train_backbone", main)
+    program("conf/train_backbone", main, together=True)

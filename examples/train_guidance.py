@@ -182,4 +182,4 @@ def main(cfg: Any) -> None:
 
 
 if __name__ == "__main__":
-    program("conf/train_guidance", main)
+    program("conf/train_guidance", main, together=True)

@@ -23,7 +23,7 @@ from aid_control.images.backbones.registry import asset
 from aid_control.images.backbones.training import BackboneTrainer
 from aid_control.lq.problem import LQProblem
 from aid_control.noise import generator
-from aid_control.parallel import Place, Rows, Team, alone, team
+from aid_control.parallel import Place, Rows, Team, team
 from aid_control.trainer import ActorCritic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,11 +55,11 @@ def test_a_part_takes_its_rows_of_the_noise():
     assert torch.equal(whole, torch.randn(7, 3, 2, generator=generator(1, 2), dtype=torch.float64))
 
 
-def test_one_process_of_several_needs_a_program_that_shares(monkeypatch):
-    alone("x.py")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(InputError, match="x.py: launched as 3 processes"):
-        alone("x.py")
+def test_a_program_that_does_not_share_refuses_to_be_one_of_several(tmp_path):
+    options = ("method=palette", f"data={asset('faces')}", "out=o")
+    command = [sys.executable, str(ROOT / "examples/train_baseline.py"), *options]
+    done = subprocess.run(command, env={**ENV, "WORLD_SIZE": "3"}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "launched as 3 processes" in done.stderr and not (tmp_path / "o").exists()
 
 
 def test_settings_of_a_team(monkeypatch):

@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -25,15 +26,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint import clear_temporaries
 from ..errors import InputError
 
 __all__ = [
     "EXTENSIONS",
-    "READ_ERRORS",
     "DatasetWriter",
     "Label",
+    "is_file",
+    "is_folder",
     "label_table",
     "open_zip",
+    "read_file",
     "read_labels",
     "read_member",
 ]
@@ -41,9 +45,14 @@ __all__ = [
 Label = int | list[float]
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 LABELS = "dataset.json"
-MAX_MEMBER = 1 << 28  # bytes; more is no image, latent or label file of ours
+MAX_MEMBER = 1 << 28  # bytes of a file or an unpacked member; an uncompressed picture of 8192 x 8192 has 3/4 of it
+MAX_MEMBERS = 1 << 24  # of an archive; the largest public sets of images have fewer
+MAX_LABELS = 1 << 26  # bytes of dataset.json; ImageNet's has 40 million
+MAX_VALUES = 1 << 24  # in dataset.json, about: as objects of Python they take up to 60 bytes each
 MAX_NUMBER = 3e38
-READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError, KeyError)
+# bzip2 and lzma unpack a few bytes to gigabytes, or claim them before they unpack; deflate has at most 1032 for one
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError, KeyError, ValueError)
 
 
 class DatasetWriter:
@@ -68,6 +77,7 @@ class DatasetWriter:
             raise InputError(f"{path}: expected a name ending in .zip")
         if self.path.exists():
             raise InputError(f"{path}: exists already; expected a new file")
+        clear_temporaries(self.path.parent, self.path.name)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self._labels: list[tuple[str, Label | None]] = []
         try:
@@ -123,21 +133,70 @@ class DatasetWriter:
             self._temporary.unlink(missing_ok=True)
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a file that can be read to an end; never raises.
+
+    Args:
+        path: anything; `pathlib` would raise for a name that is too long.
+    """
+    return os.path.isfile(path)
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a folder; never raises.
+
+    Args:
+        path: anything.
+    """
+    return os.path.isdir(path)
+
+
+def read_file(path: str | os.PathLike[str], limit: int = MAX_MEMBER) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        path: the file.
+        limit: most bytes it may have.
+
+    Raises:
+        InputError: if it is missing, no file (a pipe would never end), too large, or cannot be read.
+    """
+    if not is_file(path):
+        raise InputError(f"{path}: no such file, or none that ends")
+    try:
+        size = os.path.getsize(path)
+        if size > limit:
+            raise InputError(f"{path}: {size} bytes; expected at most {limit}")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def open_zip(path: str | os.PathLike[str]) -> zipfile.ZipFile:
-    """An archive for reading.
+    """An archive for reading.  Its members are only ever read into memory: their names lead nowhere.
 
     Args:
         path: the file.
 
     Raises:
-        InputError: if it is missing or damaged.
+        InputError: if it is missing or damaged, or has too many members, or some that share their bytes.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise InputError(f"{path}: no such file; expected a zip archive")
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # on lying directories zipfile raises whatever Python raises
         raise InputError(f"{path}: not a whole zip archive ({error})") from error
+    members = sorted((m.header_offset, m.compress_size) for m in archive.infolist())
+    if len(members) > MAX_MEMBERS:
+        archive.close()
+        raise InputError(f"{path}: {len(members)} members; expected at most {MAX_MEMBERS}")
+    # thousands of members that unpack the same bytes are the way to petabytes; and zipfile claims the memory for as
+    # many bytes as a member says it has
+    if any(here + size > after for (here, size), (after, _) in pairwise([*members, (archive.start_dir, 0)])):
+        archive.close()
+        raise InputError(f"{path}: members overlap, or are cut off; expected one after another")
+    return archive
 
 
 def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_MEMBER) -> bytes:
@@ -149,15 +208,19 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_MEMBER) ->
         limit: most bytes it may have unpacked.
 
     Raises:
-        InputError: if it is missing, damaged, or claims more than ``limit`` bytes.
+        InputError: if it is missing, damaged, compressed in another way, or claims more than ``limit`` bytes.
     """
     label = f"{archive.filename}:{name}"
     try:
-        # an archive can claim anything: look before unpacking
-        size = archive.getinfo(name).file_size
-        if size > limit:
-            raise InputError(f"{label}: {size} bytes; expected at most {limit}")
+        # an archive can claim anything: look before unpacking; it never gives more than it claims
+        member = archive.getinfo(name)
+        if member.file_size > limit:
+            raise InputError(f"{label}: {member.file_size} bytes; expected at most {limit}")
+        if member.compress_type not in METHODS:
+            raise InputError(f"{label}: compressed by method {member.compress_type}; expected stored or deflated")
         return archive.read(name)
+    except InputError:
+        raise
     except READ_ERRORS as error:
         raise InputError(f"{label}: cannot be read ({error})") from error
 
@@ -171,20 +234,25 @@ def label_table(path: str | os.PathLike[str]) -> dict[str, Label] | None:
     Raises:
         InputError: if ``dataset.json`` is damaged, or its labels are of different kinds.
     """
-    if Path(path).is_dir():
+    if is_folder(path):
         file = Path(path) / LABELS
-        if not file.is_file():
+        if not file.exists():
             return None
-        data = file.read_bytes()
+        data = read_file(file, MAX_LABELS)
     else:
         with open_zip(path) as archive:
             if LABELS not in archive.namelist():
                 return None
-            data = read_member(archive, LABELS)
+            data = read_member(archive, LABELS, MAX_LABELS)
     where = f"{path}:{LABELS}"
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if values > MAX_VALUES:
+        raise InputError(f"{where}: about {values} values; expected at most {MAX_VALUES}")
     try:
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InputError(f"{where}: not JSON (nested too deeply); expected rows [name, class or vector]") from error
+    except ValueError as error:
         raise InputError(f"{where}: not JSON ({error})") from error
     rows = content.get("labels") if isinstance(content, dict) else content
     if rows is None:
@@ -238,7 +306,7 @@ def read_labels(path: str | os.PathLike[str], names: Sequence[str] | None = None
 
 def _members(path: str | os.PathLike[str]) -> list[str]:
     found: Iterable[str]
-    if Path(path).is_dir():
+    if is_folder(path):
         found = (p.relative_to(path).as_posix() for p in Path(path).rglob("*") if p.is_file())
     else:
         with open_zip(path) as archive:

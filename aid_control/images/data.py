@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..checkpoint import atomic_write
 from ..errors import InputError
 from ..noise import generator
-from .archive import EXTENSIONS, READ_ERRORS, open_zip
+from .archive import EXTENSIONS, is_file, is_folder, open_zip, read_file, read_member
 
 __all__ = ["ImageSource", "batch_indices", "read_image", "to_float", "to_uint8", "write_png"]
 
-MAX_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 26  # 8192 x 8192, the largest side of a data set: half a gigabyte while it is decoded
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # by content; of others Pillow's readers run programs (EPS) or are less tested
+STRIP = 1 << 20  # pixels converted at once
 
 
 def to_float(image: Tensor) -> Tensor:
@@ -35,17 +38,49 @@ def to_uint8(image: Tensor) -> Tensor:
     return (image * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8)
 
 
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name}: {width}x{height} pixels; expected at most {MAX_PIXELS} in all")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height in the header of a WebP file, (0, 0) for another; by its container format and RFC 6386."""
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8 ":
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return 0, 0
+
+
 def _decode(data: bytes, name: str, mode: str = "RGB") -> Tensor:
+    """uint8 (C, H, W) of a file's bytes; ``InputError`` before any pixel is decoded where there are too many."""
+    if data[:4] == b"RIFF":  # Pillow's reader of WebP claims memory for the whole canvas when it opens a file
+        _check_size(*_webp_size(data), name)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{name}: {image.width}x{image.height} pixels; expected at most {MAX_PIXELS} in all")
-            array = np.array(image.convert(mode))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd files, whose pixels can be read
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(image.width, image.height, name)
+                image.load()
+                return _pixels(image, mode)
     except InputError:
         raise
-    except (UnidentifiedImageError, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on damaged bytes Pillow's readers raise whatever Python raises
         raise InputError(f"{name}: not a readable image ({error}); expected a PNG or JPEG file") from error
-    return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1).contiguous()
+
+
+def _pixels(image: Image.Image, mode: str) -> Tensor:
+    """Converted strip by strip: a copy of the whole picture in another mode is five bytes a pixel and more."""
+    out = np.empty((3 if mode == "RGB" else 1, image.height, image.width), dtype=np.uint8)
+    rows = max(STRIP // image.width, 1)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))) if rows < image.height else image
+        array = np.asarray(strip.convert(mode))
+        out[:, top : top + rows] = array.transpose(2, 0, 1) if array.ndim == 3 else array
+    return torch.from_numpy(out)
 
 
 def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> Tensor:
@@ -56,11 +91,11 @@ def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> Tensor:
         mode: ``"RGB"`` or ``"L"`` (one channel).
 
     Raises:
-        InputError: if the file is missing or not an image.
+        InputError: if the file is missing, too large, or not an image.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise InputError(f"{path}: no such file; expected an image")
-    return _decode(Path(path).read_bytes(), str(path), mode)
+    return _decode(read_file(path), str(path), mode)
 
 
 def write_png(path: str | os.PathLike[str], image: Tensor) -> None:
@@ -96,17 +131,17 @@ class ImageSource:
     def __init__(self, path: str | os.PathLike[str], resolution: int | None = None, channels: int = 3) -> None:
         self.path, self.resolution, self.channels = Path(path), resolution, channels
         self._read: Callable[[str], bytes]
-        if self.path.is_dir():
+        if is_folder(path):
             found = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in EXTENSIONS)
             self.names = [str(p.relative_to(self.path)) for p in found]
-            self._read = lambda name: (self.path / name).read_bytes()
-        elif self.path.suffix.lower() == ".zip" and self.path.is_file():
+            self._read = lambda name: read_file(self.path / name)
+        elif self.path.suffix.lower() == ".zip" and is_file(path):
             archive = open_zip(self.path)
             self.names = sorted(n for n in archive.namelist() if Path(n).suffix.lower() in EXTENSIONS)
-            self._read = archive.read
-        elif self.path.is_file():
+            self._read = lambda name: read_member(archive, name)
+        elif is_file(path):
             self.names = [self.path.name]
-            self._read = lambda name: self.path.read_bytes()
+            self._read = lambda name: read_file(self.path)
         else:
             raise InputError(f"{path}: no such file or folder; expected a zip, a folder or an image")
         if not self.names:
@@ -136,10 +171,7 @@ class ImageSource:
         Raises:
             InputError: if it cannot be read, or has too many pixels.
         """
-        try:
-            data = self._read(self.names[index])
-        except READ_ERRORS as error:
-            raise InputError(f"{self.label(index)}: cannot be read ({error})") from error
+        data = self._read(self.names[index])
         return _decode(data, self.label(index), "RGB" if self.channels == 3 else "L")
 
     def __getitem__(self, index: int) -> Tensor:

@@ -14,6 +14,7 @@ from ..checkpoint import load_tensors, save_tensors
 from ..errors import InputError
 from .backbones.precond import Denoiser
 from .backbones.registry import weights_file
+from .described import build_described, read_arguments
 
 __all__ = ["TrainedModule", "check_trained_for", "load_module", "save_module"]
 
@@ -115,10 +116,10 @@ def load_module(
     if metadata.get("kind") != kind:
         raise InputError(f"{path}: not a {noun} file; expected one written by {writer}")
     try:
-        module = build(**json.loads(metadata["config"]))
+        module = build_described(build, read_arguments(metadata["config"]), tensors)
         module.load_state_dict(tensors)
         module.facts = dict(json.loads(metadata.get("facts", "{}")))
-    except (InputError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (InputError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: weights do not fit the module they describe ({first})") from error
     module.backbone = metadata.get("backbone", "")

@@ -28,14 +28,20 @@ class Lpips(nn.Module):
     """(a, b, region) -> (B,), differentiable in a and b.
 
     Args:
-        features: file of torchvision's AlexNet weights (``features.*`` keys); ``None`` lets torchvision fetch them.
+        features: file of torchvision's AlexNet weights (``features.*`` keys).
+        download: without a file, let torchvision fetch them; nothing else here uses the network.
 
     Raises:
         InputError: if the package or the file is missing, or the file holds something else.
     """
 
-    def __init__(self, features: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, features: str | os.PathLike[str] | None = None, *, download: bool = False) -> None:
         super().__init__()
+        if features is None and not download:
+            raise InputError(
+                "LPIPS needs AlexNet's features; expected torchvision's file alexnet-owt-7be5be79.pth (lpips=FILE of "
+                "the programs), or download=True"
+            )
         try:
             import lpips
         except ImportError as error:

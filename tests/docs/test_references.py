@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "aid_control").rglob("*.md")])
+TOP = [ROOT / "README.md", ROOT / "SECURITY.md"]
+PAGES = sorted([*TOP, *(ROOT / "docs").rglob("*.md"), *(ROOT / "aid_control").rglob("*.md")])
 DERIVATIONS = sorted(p for p in (ROOT / "docs" / "explanation").glob("*.md") if p.name != "index.md")
 ROOTS = ("aid_control", "benchmarks", "docs", "examples", "tests")
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")

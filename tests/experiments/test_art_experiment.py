@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aid_control.errors import InputError
-from aid_control.experiments.art import control, one_dim, warp
+from aid_control.experiments.art import control, one_dim, quality, warp
 from aid_control.experiments.art.flow import densities, rms, trace
 from aid_control.experiments.art.images import detail, from_density, powers, ratio, refine, sample, short, steps_within
 from aid_control.experiments.art.inpainting import Filling, Job, learn_own, measure, training
@@ -19,8 +19,10 @@ from aid_control.experiments.art.run import run
 from aid_control.images.backbones.gaussian import GaussianBackbone
 from aid_control.images.backbones.registry import save_exact
 from aid_control.images.clock import GridClock, KarrasClock, LogClock
+from aid_control.images.data import ImageSource, write_png
 from aid_control.images.inpaint import function_evaluations, inpaint
 from aid_control.images.learned_clock import LearnedClock, load_clock, save_clock
+from aid_control.images.realism import kid
 from aid_control.increments import time_grid
 from aid_control.policy import GaussianPolicy
 from aid_control.rollout import rollout
@@ -404,3 +406,129 @@ def test_the_program_writes_everything_and_goes_on_where_it_was(tmp_path):
 def test_refused(tmp_path, changes, text):
     with pytest.raises(InputError, match=text):
         run(config(tmp_path, **changes))
+
+
+# --- sets of images -------------------------------------------------------------------------------------------------
+
+
+def normals(n, seed, shift=0.0, scale=1.0, side=4):
+    return shift + scale * torch.randn(n, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_kernel_distances_without_an_image_are_those_of_smaller_sets():
+    real, made = normals(9, 0), normals(7, 1, 0.5, 1.2)
+    found = quality.kernel_distance(real, made)
+    for i in range(7):
+        less = quality.kernel_distance(real, torch.cat([made[:i], made[i + 1 :]])).value
+        assert float(found.without_made[i]) == pytest.approx(less, rel=1e-9)
+    for j in range(9):
+        less = quality.kernel_distance(torch.cat([real[:j], real[j + 1 :]]), made).value
+        assert float(found.without_real[j]) == pytest.approx(less, rel=1e-9)
+
+
+def test_the_kernel_distance_is_that_of_the_package():
+    pytest.importorskip("torchmetrics", reason="needs the package torchmetrics (extra 'metrics')")
+    real, made = normals(12, 2), normals(12, 3, -0.4)
+    assert quality.kernel_distance(real, made).value == pytest.approx(kid(real, made, 1, 12)[0], rel=1e-5)
+
+
+def test_standard_errors_are_the_deviation_over_repetitions():
+    draws = [quality.kernel_distance(normals(60, 2 * k), normals(60, 2 * k + 1, 0.6)) for k in range(300)]
+    spread = np.std([d.value for d in draws])
+    assert np.mean([d.error for d in draws]) == pytest.approx(spread, rel=0.2)  # the deviation itself is known to 4 %
+
+
+def test_what_two_sets_share_cancels_in_their_difference():
+    real, made = normals(40, 5), normals(40, 6, 0.5)
+    whole = quality.kernel_distance(real, made)
+    assert (whole - whole).value == 0 and (whole - whole).error == 0
+    near = quality.kernel_distance(real, made + 0.01 * normals(40, 7))
+    assert 0 < (near - whole).error < 0.1 * whole.error
+
+
+class Pixels:
+    """A stand-in for the feature network: means of the channels and of their squares; counts images."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, images):
+        assert images.dtype == torch.uint8
+        self.seen += len(images)
+        x = images.float().flatten(2) / 255
+        return torch.cat([x.mean(2), x.square().mean(2)], 1)
+
+
+def faces(folder, n=20):
+    folder.mkdir()
+    for i in range(n):
+        image = torch.randint(0, 256, (3, 8, 8), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        write_png(folder / f"{i:02d}.png", image)
+    return ImageSource(folder, 8)
+
+
+def test_features_are_kept_and_a_larger_run_adds_to_them(tmp_path):
+    net, source, count = GaussianBackbone((3, 8, 8), 0), faces(tmp_path / "real"), Pixels()
+    solvers = {"euler": {"clock": "clock-edm-faces64-mini-euler", "budgets": [3]}}
+    made = quality.samplers(net, solvers, fine=4)
+    assert [s.key for s in made] == ["fine-4", "euler-3-karras", "euler-3-learned", "euler-3-uniform"]
+
+    def features(n, folder, made=made):
+        before = count.seen
+        found, _ = quality.features_of_sets(net, made, source, count, n, tmp_path / folder, {})
+        assert all(len(f) == n for f in found.values())
+        return found, count.seen - before
+
+    assert features(5, "a")[1] == 5 * 5
+    grown, new = features(18, "a")
+    assert new == 5 * 13
+    assert features(18, "a")[1] == 0 and features(4, "a")[1] == 0
+    whole, _ = features(18, "b")
+    for key, value in whole.items():
+        assert torch.allclose(grown[key], value, atol=5e-3)  # batches differ by rounding, once in a while a grey level
+    assert torch.equal(whole["real"], Pixels()(source.stack(range(18))))
+    other = quality.samplers(net, {"euler": {"clock": "clock-edm-faces64-mini", "budgets": [3]}}, fine=4)
+    assert features(18, "a", other)[1] == 18  # another clock of that name: only its set is made again
+
+
+def quality_config(tmp_path, **changes):
+    save_exact(tmp_path / "colour.safetensors", GaussianBackbone((3, 8, 8), 0))
+    euler = {"clock": "clock-edm-faces64-mini-euler", "budgets": [4]}
+    c = {
+        "n": 8, "data": str(tmp_path / "real"), "backbone": str(tmp_path / "colour.safetensors"),
+        "inception": "package", "solvers": {"euler": euler}, "fine": 0,
+    }  # fmt: skip
+    return config(tmp_path, parts=["fid"], fid={**c, **changes})
+
+
+def test_the_part_of_sets_runs_alone(tmp_path, monkeypatch):
+    pytest.importorskip("torchmetrics", reason="needs the package torchmetrics (extra 'metrics')")
+    faces(tmp_path / "real")
+    monkeypatch.setattr(quality, "inception", lambda path, device: Pixels())
+    c = quality_config(tmp_path)
+    assert run(c) == 0
+    out = Path(c["out"])
+    rows = json.loads((out / "results.json").read_text())["fid"]["rows"]
+    assert [r["clock"] for r in rows] == ["karras", "learned", "uniform"] and {r["calls"] for r in rows} == {4}
+    assert rows[0]["difference"] is None
+    for row in rows[1:]:
+        assert row["difference"] == pytest.approx(row["kid"] - rows[0]["kid"], abs=1e-6) and row["fid"] > 0
+    table = (out / "fid.csv").read_text().splitlines()
+    assert table[0].startswith("solver,budget,clock") and len(table) == 4
+    assert len(json.loads((out / "report.json").read_text())["rows"]) == 3 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"n": 0}, "fid.n is 0 with 20 real images; expected 3 to 20"),
+        ({"n": 21}, "fid.n is 21"),
+        ({"data": None}, "fid.data is null"),
+        ({"inception": None}, "fid.inception is null"),
+        ({"solvers": {"rk4": {"clock": "clock-edm-faces64-mini", "budgets": [4]}}}, "fid.solvers names rk4"),
+    ],
+)
+def test_sets_refused(tmp_path, changes, text):
+    faces(tmp_path / "real")
+    with pytest.raises(InputError, match=text):
+        run(quality_config(tmp_path, **changes))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import subprocess
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aid_control.errors import InputError
+from aid_control.images import data as module
+from aid_control.images.archive import open_zip, read_file, read_member
 from aid_control.images.data import ImageSource, batch_indices, read_image, to_float, to_uint8, write_png
 
 
@@ -174,3 +180,152 @@ def test_wrong_size_names_file_and_both_sizes(tmp_path):
     Image.fromarray(wide).save(tmp_path / "wide.png")
     with pytest.raises(InputError, match=r"wide\.png: is 6x4 pixels"):
         ImageSource(tmp_path / "wide.png")[0]
+
+
+# --- files that want to do harm -------------------------------------------------------------------------------------
+
+
+def header_only(width, height):
+    """A PNG file that claims a size and has one row of it."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(width // 8 + 1))) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+def canvas(width, height):
+    """An animated WebP file that claims a canvas."""
+    frame = Image.new("RGB", (8, 8))
+    buffer = io.BytesIO()
+    frame.save(buffer, format="WEBP", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])
+    out = bytearray(buffer.getvalue())
+    assert out[12:16] == b"VP8X"
+    out[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return bytes(out)
+
+
+def still(lossless):
+    """A WebP file of one picture that claims 13,000 x 13,000 pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, format="WEBP", lossless=lossless)
+    out = bytearray(buffer.getvalue())
+    if lossless:
+        assert out[12:16] == b"VP8L" and int.from_bytes(out[21:25], "little") & 0x3FFF == 7
+        out[21:25] = (12_999 | 12_999 << 14).to_bytes(4, "little")
+    else:
+        assert out[12:16] == b"VP8 " and out[26] == 8
+        out[26:30] = (13_000).to_bytes(2, "little") * 2
+    return bytes(out)
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (still(False), "13000x13000"),
+        (still(True), "13000x13000"),
+        (header_only(8193, 8192), "8193x8192"),
+        (header_only(10_000, 10_000), "10000x10000"),  # Pillow warns here
+        (header_only(50_000, 50_000), "not a readable"),  # and raises here
+        (canvas(16_383, 16_383), "16383x16383"),  # Pillow claims two gigabytes on opening
+        (canvas(1 << 24, 1 << 24), "16777216x16777216"),
+    ],
+)
+def test_too_many_pixels_are_refused_before_any_is_decoded(tmp_path, monkeypatch, recwarn, content, size):
+    def decoded(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(module, "_pixels", decoded)
+    (tmp_path / "huge.png").write_bytes(content)
+    with pytest.raises(InputError, match=rf"huge\.png: .*{size}"):
+        read_image(tmp_path / "huge.png")
+    assert not recwarn.list
+
+
+def test_no_program_is_run_for_another_format(tmp_path, monkeypatch):
+    def started(*_, **__):
+        raise AssertionError("started a program")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    for kind in ("EPS", "GIF", "TIFF", "PPM", "ICO"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "a.png", format=kind)
+        with pytest.raises(InputError, match=r"a\.png: not a readable image"):
+            read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("wanted", ["RGB", "L"])
+def test_strips_are_the_whole(tmp_path, monkeypatch, mode, wanted):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (13, 7, 3), dtype=np.uint8))
+    deep = Image.fromarray(rng.integers(0, 1 << 16, (13, 7), dtype=np.uint16))
+    image = deep if mode == "I;16" else image.convert(mode)
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    image.save(path)
+    with Image.open(path) as stored:
+        whole = np.array(stored.convert(wanted))
+    expected = torch.from_numpy(whole.reshape(13, 7, -1)).permute(2, 0, 1)
+    for strip in (1, 20, 7 * 12, 7 * 13, 1000):
+        monkeypatch.setattr(module, "STRIP", strip)
+        assert torch.equal(read_image(path, wanted), expected)
+
+
+def test_folders_hold_things_that_are_no_files(tmp_path):
+    folder = as_folder(tmp_path / "set", {"a.png": png(picture(0))})
+    os.mkfifo(folder / "b.png")  # reading it would wait for ever
+    (folder / "c.png").mkdir()
+    (folder / "d.png").symlink_to("/dev/zero")
+    with open(folder / "e.png", "wb") as file:
+        file.truncate(1 << 40)
+    source = ImageSource(folder)
+    assert torch.equal(source[0], picture(0))
+    for i, name in enumerate("bcde", 1):
+        with pytest.raises(InputError, match=rf"{name}\.png: .*(none that ends|expected at most)"):
+            source.picture(i)
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "a" * 5000, "a\0b", "", "/dev/null/x"])
+def test_names_that_no_file_can_have(path):
+    for read in (read_image, ImageSource, open_zip, read_file):
+        with pytest.raises(InputError):
+            read(path)
+
+
+def shared_members(count, spoil=0, size=1000):
+    """An archive in which every name has the same bytes; their number grows by ``spoil``, they claim ``size``."""
+    raw, names = zlib.compress(bytes(1000), 9)[2:-4], [f"{i:05d}.png".encode() for i in range(count)]
+    numbers = struct.pack("<III", zlib.crc32(bytes(1000)), len(raw) + spoil, size)
+    fields = struct.pack("<HHHHH", 20, 0, 8, 0, 33) + numbers
+    local = b"PK\3\4" + fields + struct.pack("<HH", 9, 0) + names[0] + raw
+    central = b"".join(
+        b"PK\1\2" + struct.pack("<H", 20) + fields + struct.pack("<HHHHHII", 9, 0, 0, 0, 0, 0, 0) + n for n in names
+    )
+    return local + central + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, len(central), len(local), 0)
+
+
+def test_archives_that_grow(tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(shared_members(1))
+    with open_zip(path) as archive:
+        assert read_member(archive, "00000.png") == bytes(1000)
+    for content in (shared_members(2), shared_members(1, spoil=1 << 30)):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.zip: members overlap, or are cut off"):
+            open_zip(path)
+    as_zip(path, {"a.png": b"0" * 1000}, zipfile.ZIP_LZMA)
+    with pytest.raises(InputError, match=r"a\.png: compressed by method 14; expected stored or deflated"):
+        ImageSource(path)[0]
+    path.write_bytes(shared_members(1, size=(1 << 28) + 1))
+    with pytest.raises(InputError, match=r"00000\.png: 268435457 bytes; expected at most 268435456"):
+        ImageSource(path)[0]
+
+
+def test_names_in_archives_lead_nowhere(tmp_path):
+    names = ["../../escaped.png", "/escaped.png", "..\\escaped.png", "C:\\escaped.png"]
+    (tmp_path / "in").mkdir()
+    source = ImageSource(as_zip(tmp_path / "in" / "a.zip", {name: png(picture(0)) for name in names}))
+    assert len(source.stack()) == 4
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.zip", "in"] and not os.path.exists("/escaped.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import Counter
 
 import numpy as np
@@ -356,6 +357,13 @@ def test_read_mask_refuses_one_among_255(tmp_path):
     array[0, 3] = 1
     with pytest.raises(InputError, match=r"pixel value 1 at row 0, column 3"):
         read_mask(save(tmp_path / "m.png", array), 8)
+
+
+@pytest.mark.parametrize("name", ["m" * 300, "m" * 5000, "m\0k", "", "pipe"])
+def test_read_mask_of_what_is_no_file(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    with pytest.raises(InputError, match="no such file"):
+        read_mask(tmp_path / name, 8)
 
 
 def test_read_mask_names_file_and_sizes(tmp_path):

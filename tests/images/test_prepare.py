@@ -169,6 +169,8 @@ def test_enlarging_is_counted_and_limit_takes_the_first(tmp_path):
         ({"a.png": png(picture(0)), "dataset.json": b"{"}, {}, r"dataset\.json: not JSON"),
         ({"a.png": png(picture(0)), "dataset.json": b"[" * 100_000}, {}, r"dataset\.json: not JSON"),
         ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["b.png", 1]]}'}, {}, r"no label for a\.png"),
+        ({"a.png": png(picture(0)), "dataset.json": b'{"a":' * 100_000}, {}, "nested too deeply"),
+        ({"a.png": png(picture(0)), "dataset.json": b"[" + b"[]," * 9_000_000}, {}, "18000001 values; expected at"),
         ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", NaN]]}'}, {}, "expected rows"),
         ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", [NaN]]]}'}, {}, "expected rows"),
         ({"a.png": png(picture(0)), "dataset.json": b'{"labels": [["a.png", -1]]}'}, {}, "expected rows"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ...checkpoint import load_tensors, save_tensors
 from ...errors import InputError
+from ..described import build_described, read_arguments
 from ..official.reader import backbone_arguments, read_official
 from ..published import Published, check_hash, published
 from .edm2 import EDM2Precond
@@ -59,7 +59,7 @@ def weights_file(name_or_path: str | os.PathLike[str], kind: str, example: str) 
     if path.suffix:
         return path
     path = asset(f"{name_or_path}.safetensors")
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib raises for a name that is too long
         raise InputError(f"{name_or_path}: no such {kind}; expected {example} or a .safetensors file")
     return path
 
@@ -114,13 +114,12 @@ def load_backbone(
     try:
         cls = CLASSES[precond]
         exact = issubclass(cls, ExactBackbone)
+        halves = exact or official  # stored in half precision, or as their training left them
         # claim no memory before the tensors are known to fit: a file may describe a network of any size
-        with torch.device("meta") if exact or official else nullcontext():
-            net = cls(**kwargs)
-    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        net = build_described(cls, kwargs, tensors, meta=halves)
+    except (InputError, KeyError) as error:
         raise _no_backbone(path, error) from error
     try:
-        halves = exact or official  # stored in half precision, or as their training left them
         net.load_state_dict({k: _single(v) for k, v in tensors.items()} if halves else tensors, assign=halves)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
@@ -147,7 +146,7 @@ def _published(name: str, path: str | os.PathLike[str] | None) -> Published | No
             return None
         raise
     if path is None:
-        if Path(name).exists():  # a file that happens to be called so
+        if os.path.exists(name):  # a file that happens to be called so
             return None
         raise InputError(
             f"{name}: not shipped; obtain {known.url} ({known.page}, {known.licence}) and pass path={known.file}"
@@ -182,8 +181,8 @@ def _read_own(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """Class name, its arguments and the weights of a ``.safetensors`` file."""
     tensors, metadata = load_tensors(path)
     try:
-        return metadata["precond"], json.loads(metadata["kwargs"]), tensors
-    except (KeyError, ValueError) as error:
+        return metadata["precond"], read_arguments(metadata["kwargs"]), tensors
+    except (KeyError, InputError) as error:
         raise _no_backbone(path, error) from error
 
 

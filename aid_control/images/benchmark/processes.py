@@ -8,9 +8,9 @@ also when that is killed.
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,68 +21,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ...errors import InputError
-from ...program import check_device
+from ...errors import Failed, InputError
+from ...parallel import Place
 from .grid import Shard
 from .measure import Bench
 from .settings import Settings
 
-__all__ = ["Place", "compute", "place", "ready"]
+__all__ = ["PATIENCE", "compute", "ready"]
 
 PATIENCE = timedelta(days=30)  # of the first process for the others; the default, 30 minutes, is less than a shard
 POLL = 0.2  # seconds between looks at the workers
-
-
-class Place:
-    """The place of this process among those that were launched together.
-
-    Args:
-        index: number of the process.
-        count: how many there are.
-        device: what it computes on.
-        wait: returns when all processes have called it.
-    """
-
-    def __init__(self, index: int, count: int, device: str, wait: Callable[[], Any]) -> None:
-        self.index, self.count, self.device, self.wait = index, count, device, wait
-
-    @property
-    def first(self) -> bool:
-        """Whether it speaks for all."""
-        return self.index == 0
-
-
-def place(device: str) -> Place:
-    """Find out how many processes were launched, and which one this is.
-
-    Args:
-        device: as the user says; ``cuda`` becomes the process' own GPU.
-
-    Returns:
-        This process' place.
-
-    Raises:
-        InputError: if several were launched and ``accelerate`` is not installed, or the device is not usable.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    index, count, wait = 0, 1, _alone
-    if launched > 1:
-        try:
-            accelerate = importlib.import_module("accelerate")
-        except ImportError as error:
-            raise InputError(
-                f"launched as {launched} processes, which needs the package accelerate; "
-                "expected pip install 'aid-control[benchmark]', or one process with workers=N"
-            ) from error
-        state = accelerate.PartialState(cpu=not device.startswith("cuda"), timeout=PATIENCE)
-        index, count, wait = state.process_index, state.num_processes, state.wait_for_everyone
-        device = str(state.device) if device == "cuda" else device
-    check_device(device)
-    return Place(index, count, device, wait)
-
-
-def _alone() -> None:
-    pass
 
 
 def ready(shards: Sequence[Shard], folder: Path) -> set[str]:
@@ -105,7 +53,8 @@ def compute(settings: Settings, shards: Sequence[Shard], folder: Path, where: Pl
         where: place of this process.
 
     Raises:
-        RuntimeError: if a worker failed.
+        Failed: if a worker was killed, or crashed.
+        InputError, OSError: from this process or a worker.
     """
     done = ready(shards, folder)
     mine = [shard for shard in shards[where.index :: where.count] if shard.file not in done]
@@ -120,8 +69,12 @@ def compute(settings: Settings, shards: Sequence[Shard], folder: Path, where: Pl
             _work(settings, mine, folder, where.device, look)
 
 
+def _nothing() -> None:
+    pass
+
+
 def _work(
-    settings: Settings, shards: Sequence[Shard], folder: Path, device: str, look: Callable[[], Any] = _alone
+    settings: Settings, shards: Sequence[Shard], folder: Path, device: str, look: Callable[[], Any] = _nothing
 ) -> None:
     if not shards:
         return
@@ -132,9 +85,13 @@ def _work(
         look()
 
 
-def _worker(settings: Settings, shards: Sequence[Shard], folder: Path, device: str) -> None:
+def _worker(settings: Settings, shards: Sequence[Shard], folder: Path, device: str, errors: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _work(settings, shards, folder, device)
+    try:
+        _work(settings, shards, folder, device)
+    except (InputError, OSError) as error:  # for a sentence of the program; others leave their traceback
+        errors.put(error)
+        sys.exit(1)
 
 
 def _end_with_parent() -> None:
@@ -148,16 +105,24 @@ def _workers(settings: Settings, shards: Sequence[Shard], folder: Path, device: 
     """Processes of this machine, one share each."""
     count = min(settings.workers, len(shards))
     context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=_worker, args=(settings, shards[i::count], folder, device)) for i in range(count)]
+    errors = context.SimpleQueue()
+    shares = [(settings, shards[i::count], folder, device, errors) for i in range(count)]
+    started = [context.Process(target=_worker, args=share) for share in shares]
     try:
         for process in started:
             process.start()
-        while any(process.is_alive() for process in started):
+        alive = True
+        while alive:
             time.sleep(POLL)
+            alive = any(process.is_alive() for process in started)  # before the codes: the last to end counts too
             look()
             failed = [process.exitcode for process in started if process.exitcode]
+            if failed and not errors.empty():
+                raise errors.get()
             if failed:
-                raise RuntimeError(f"a worker ended with exit code {failed[0]}; what is computed is kept")
+                raise Failed(
+                    f"a worker ended with exit code {failed[0]}; what is computed is kept, and the same command goes on"
+                )
     finally:
         for process in started:
             if process.is_alive():

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 
 from ... import __version__
-from ...checkpoint import atomic_write
+from ...checkpoint import atomic_write, clear_temporaries
 from ...errors import InputError
+from ...parallel import Place, place
 from ..perceptual import Lpips
 from .choose import choose
 from .figures import frontier, picture_matrix
 from .grid import Shard, file_hash, lay_out, own_options
 from .inputs import Inputs, Networks
-from .processes import Place, compute, place, ready
+from .processes import PATIENCE, compute, ready
 from .sets import PACKAGE, distributions, inception
 from .settings import Settings
 from .summary import tables, timing
@@ -65,15 +66,19 @@ def run(settings: Settings) -> None:
 
     Raises:
         InputError: for unusable options, before anything is computed or written.
-        RuntimeError: if a process failed; what is computed is kept.
+        Failed: if a worker ended before its share; what is computed is kept.
     """
-    where = place(settings.device)
+    where = place(settings.device, PATIENCE)
     torch.set_num_threads(settings.threads)  # behind accelerate, which sets another number
     plan = _plan(settings, where)
     out, shards = Path(settings.out), plan.shards
     folder = out / SHARDS
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if where.first:
+            clear_temporaries(out)
+            clear_temporaries(folder)  # of a run that was killed while it wrote
+        where.wait()  # nobody writes before
         if where.first:
             done = len(ready(shards, folder))
             print(*plan.notes, sep="\n", end="\n" if plan.notes else "")

@@ -232,11 +232,14 @@ class StabilityCodec(Codec):
 def _load_vae(source: str) -> Any:
     try:
         from diffusers import AutoencoderKL
+        from huggingface_hub import snapshot_download
     except ImportError as error:
         raise InputError("the Stability VAE needs a package: install it with pip install diffusers") from error
     try:
+        # from_pretrained asks the hub's server for the list of files of a name even with local_files_only
+        folder = source if os.path.isdir(source) else snapshot_download(source, local_files_only=True)
         read: Callable[..., Any] = AutoencoderKL.from_pretrained
-        return read(source, local_files_only=True, use_safetensors=True)
+        return read(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(

@@ -25,6 +25,7 @@ from ...checkpoint import load_tensors, save_tensors
 from ...errors import InputError
 from ...noise import generator
 from ..data import batch_indices, to_float
+from ..described import build_described, read_arguments
 from .codec import Codec
 
 __all__ = ["TinyCodec", "fit_codec", "load_codec", "save_codec"]
@@ -183,7 +184,7 @@ def load_codec(path: str | os.PathLike[str], device: torch.device | str = "cpu")
     if metadata.get("kind") != KIND:
         raise InputError(f"{path}: not a codec; expected a file written by save_codec")
     try:
-        codec = TinyCodec(**json.loads(metadata["config"]))
+        codec = build_described(TinyCodec, read_arguments(metadata["config"]), tensors)
         codec.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -1,0 +1,1 @@
+"""Fuzzers: damaged and malicious inputs, a kind a file; ``harness`` runs them, ``watch`` sees what they do."""
