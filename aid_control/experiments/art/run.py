@@ -1,4 +1,4 @@
-r"""The ART experiment from settings to files: one dimension, two backbones, and the learned clock in inpainting.
+r"""The ART experiment from settings to files: one dimension, two backbones, inpainting, and on demand FID and KID.
 
 Parts write their numbers into ``parts/`` of the output folder and are used again by a run with the same settings, so a
 run that was stopped goes on where it was.
@@ -34,6 +34,7 @@ from .figure import draw
 from .images import ratio
 from .inpainting import Filling, Job, bundled, learn_own, measure, training
 from .one_dim import Settings, compare
+from .quality import measure as measure_quality
 
 __all__ = ["run"]
 
@@ -182,6 +183,17 @@ def _report_backbone(report: Report, name: str, found: Mapping[str, Any]) -> lis
     return ratios
 
 
+def _report_quality(report: Report, found: Mapping[str, Any]) -> None:
+    """Rows without bars: at these numbers of images the page says what they can tell."""
+    for row in found["rows"]:
+        where = f"{row['solver']}, {row['calls']} calls, {row['clock']}, {found['n']} images"
+        report.below(f"FID, {where}", row["fid"], float("inf"))
+        report.below(f"KID, {where} [se {row['kid_error']:.4f}]", row["kid"], float("inf"))
+        if row["difference"] is not None:
+            text = f"KID less that of Karras' grid, {where} [se {row['difference_error']:.4f}]"
+            report.below(text, row["difference"], float("inf"))
+
+
 def _table(backbones: Mapping[str, Any]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
         k: [] for k in ("backbone", "solver", "clock", "budget", "steps", "calls", "error", "low", "high", "detail")
@@ -216,7 +228,7 @@ def run(cfg: Any) -> int:
     from omegaconf import OmegaConf
 
     c: dict[str, Any] = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else dict(cfg)  # type: ignore[assignment]
-    known = {"one_dim", "backbones", "inpainting"}
+    known = {"one_dim", "backbones", "inpainting", "fid"}
     if not c["parts"] or set(c["parts"]) - known:
         raise InputError(f"parts is {c['parts']}; expected some of {', '.join(sorted(known))}")
     if c["one_dim"]["seeds"] < 1 or any(b["seeds"] < 2 for b in c["backbones"].values()):
@@ -258,6 +270,11 @@ def run(cfg: Any) -> int:
         for solver, clock in found["clocks"].items():
             save_clock(out / f"clock-{Path(where).stem}-aid-{solver}.json", clock_of(clock))
         numbers["inpainting"] = found
+    if "fid" in c["parts"]:
+        numbers["fid"] = measure_quality(c["fid"], parts)
+        _report_quality(report, numbers["fid"])
+        rows = numbers["fid"]["rows"]
+        write_csv(out / "fid.csv", {key: [row[key] for row in rows] for key in rows[0]} if rows else {})
     write_json(out / "results.json", {"settings": c, **numbers})
     if one_dim or backbones:
         write_figure(out / "figure.png", draw(one_dim, settings.end, backbones))
