@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aid_control.batch import Batch
+from aid_control.checkpoint import read_metadata
 from aid_control.checkpoints import read_checkpoint
 from aid_control.descent import Descent
 from aid_control.errors import Diverged, InputError
@@ -226,3 +228,21 @@ def test_two_processes_train_the_backbone_of_one(tmp_path):
     one, two = (read_checkpoint(tmp_path / f"{name}/checkpoints/00000016.safetensors") for name in ("one", "two"))
     assert one["images_seen"] == two["images_seen"] == 16
     assert distance(one["net"], two["net"]) < 2e-3 and distance(one["ema"], two["ema"]) < 2e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["backprop", "stein", "adjoint"])
+def test_guidance_trains_in_bfloat16(estimator, tmp_path):
+    """Weights stay float32, and the cost of the rollouts near that of float32."""
+    options = (
+        f"data={asset('faces')}", "limit=16", "encoder_iterations=3", "encoder_batch=4", "iterations=3", "batch=4",
+        "steps=3", f"estimator={estimator}",
+    )  # fmt: skip
+    costs = {}
+    for precision in ("no", "bf16"):
+        launch("train_guidance.py", *options, f"precision={precision}", f"out={precision}", cwd=tmp_path)
+        path = tmp_path / precision / "checkpoints/00000006.safetensors"
+        weights = read_checkpoint(path)["trainer"]["actor"]
+        assert all(w.dtype == torch.float32 for w in weights.values() if w.is_floating_point())
+        costs[precision] = json.loads(read_metadata(path)["state"])["score"]
+    assert costs["no"] != costs["bf16"] and costs["bf16"] == pytest.approx(costs["no"], rel=0.05)
