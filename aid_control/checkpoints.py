@@ -72,6 +72,7 @@ class Checkpoints:
 
     Attributes:
         source: the file that `latest` read; ``None`` = none.
+        number: of the checkpoint that was read or written last; ``None`` = none, or a file of an earlier version.
 
     Raises:
         InputError: if ``keep`` is not a positive integer, or there is a file in place of the folder.
@@ -90,16 +91,11 @@ class Checkpoints:
         self.folder, self.keep, self.free = Path(folder), keep, tuple(free)
         self.config, self.legacy = _flat(config), None if legacy is None else Path(legacy)
         self.source: Path | None = None
+        self.number: int | None = None
         self._damaged: list[Path] = []
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder}: is a file; expected a folder of checkpoints, or none")
         clear_temporaries(self.folder)
-
-    @property
-    def number(self) -> int | None:
-        """Of the checkpoint that `latest` read; ``None`` = none, or a file of an earlier version."""
-        match = None if self.source is None else _NAME.fullmatch(self.source.name)
-        return None if match is None else int(match[1])
 
     def files(self) -> list[Path]:
         """The checkpoints, whole or not, oldest first."""
@@ -133,6 +129,7 @@ class Checkpoints:
         config = json.dumps(self.config)  # as a text: its keys may be any
         content = {"state": state, "iteration": iteration, "score": score, "config": config, "versions": versions}
         save_state(path, content)
+        self.number = iteration
         for damaged in self._damaged:  # only now is there a whole checkpoint after them
             if damaged != path and damaged.exists():
                 os.replace(damaged, damaged.with_name(damaged.name + ".damaged"))
@@ -188,7 +185,7 @@ class Checkpoints:
                 print(f"warning: passed over a checkpoint: {' '.join(str(error).split())}", file=sys.stderr)
                 continue
             self._compare(path, json.loads(content["config"]))
-            self.source = path
+            self.source, self.number = path, int(path.stem)
             return dict(content["state"])
         raise InputError(f"{self.folder}: none of its {len(files)} checkpoints is whole; expected one, or another out=")
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from .errors import Failed, InputError
-from .program import check_device
+from .program import check_device, launched
 
-__all__ = ["Place", "Rows", "Team", "launched", "place", "team"]
+__all__ = ["Place", "Rows", "Team", "place", "team"]
 
 PRECISIONS = ("no", "bf16")
 
@@ -111,11 +111,6 @@ class Place:
     def first(self) -> bool:
         """Whether it speaks for all."""
         return self.index == 0
-
-
-def launched() -> int:
-    """How many processes were launched together, as their environment says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def place(device: str, patience: timedelta | None = None) -> Place:

@@ -22,7 +22,7 @@ from typing import Any
 from .errors import Failed, InputError
 from .options import check_options
 
-__all__ = ["check_device", "program", "refuse"]
+__all__ = ["check_device", "launched", "program", "refuse"]
 
 Main = Callable[[Any], int | None]
 # What a person can put right about a path, and what the program needs instead.
@@ -54,6 +54,11 @@ def refuse(error: Exception) -> int:
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     print("error: " + (text if len(text) <= LONGEST else f"{text[:LONGEST]}..."), file=sys.stderr, flush=True)
     return 2
+
+
+def launched() -> int:
+    """How many processes were launched together, as torchrun and accelerate tell it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_device(name: str) -> None:
@@ -232,8 +237,8 @@ def program(config: str, main: Main, together: bool = False) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup and shells' background jobs ask for that
             signal.signal(number, _stop)
 
-    count = os.environ.get("WORLD_SIZE", "1")  # as torchrun and accelerate say it
-    if count != "1" and not together:
+    count = launched()
+    if count > 1 and not together:
         sys.exit(refuse(Exception(f"launched as {count} processes; expected one: this program does not share work")))
     location = Path(sys.argv[0]).resolve().parent / config
     codes: list[int] = []

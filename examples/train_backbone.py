@@ -30,9 +30,10 @@ from aid_control.noise import per_image_normal
 from aid_control.parallel import team
 from aid_control.program import program
 
-# options that may change when a run goes on: none of them changes a weight of a given iteration, but for rounding
+# options that may change when a run goes on: none of them changes a weight of a given iteration, but for rounding; data
+# are compared by what they are, not by where they lie
 FREE = (
-    "validation", "validation_n", "out", "resume", "kimg", "minutes", "every", "keep", "max_skipped", "threads",
+    "data", "validation", "validation_n", "out", "resume", "kimg", "minutes", "every", "keep", "max_skipped", "threads",
     "device", "accumulate", "precision", "hydra", "defaults",
 )  # fmt: skip
 
@@ -66,11 +67,9 @@ def main(cfg: Any) -> None:
     assert isinstance(options, dict)
     kwargs = dict(options["network"])
     precond = kwargs.pop("precond")
-    images = ImageSource(cfg.data, kwargs["img_resolution"], kwargs["img_channels"]).stack()
-    config = {**options, "data": content_hash({"images": images})}
     if group.first:
         clear_temporaries(out)
-    checkpoints = Checkpoints(out / "checkpoints", config, cfg.keep, FREE, legacy=out / "checkpoint.safetensors")
+    checkpoints = Checkpoints(out / "checkpoints", options, cfg.keep, FREE, legacy=out / "checkpoint.safetensors")
     state, source = checkpoints.latest(), checkpoints.source
     if state is None and cfg.resume:
         state, source = read_state(cfg.resume), cfg.resume
@@ -78,6 +77,10 @@ def main(cfg: Any) -> None:
         kwargs = state["kwargs"]
     torch.manual_seed(cfg.seed)  # the initial weights
     net = PRECONDITIONERS[precond](**kwargs).to(device)
+    images = ImageSource(cfg.data, net.img_resolution, net.img_channels).stack()
+    data = content_hash({"images": images})
+    if checkpoints.source and state and state.get("data", data) != data:  # earlier versions did not keep it
+        raise InputError(f"{source}: of a run on other images than {cfg.data}; expected the same ones, or another out=")
     held_out = None
     if cfg.validation:
         pictures = ImageSource(cfg.validation, net.img_resolution, net.img_channels)
@@ -92,10 +95,7 @@ def main(cfg: Any) -> None:
 
     average = PRECONDITIONERS[precond](**kwargs).to(device).eval()
 
-    written = checkpoints.number
-
     def save() -> None:
-        nonlocal written
         if not group.first:
             return
         average.load_state_dict(trainer.ema)
@@ -109,10 +109,9 @@ def main(cfg: Any) -> None:
         }
         if held_out is not None:
             facts["validation"] = validate(average, held_out)
-        if trainer.images_seen != written:
+        if trainer.images_seen != checkpoints.number:
             score = facts.get("validation", {}).get("edm_loss")
-            checkpoints.save({**trainer.state(), "kwargs": kwargs}, trainer.images_seen, score)
-            written = trainer.images_seen
+            checkpoints.save({**trainer.state(), "kwargs": kwargs, "data": data}, trainer.images_seen, score)
         save_backbone(out / "backbone.safetensors", precond, kwargs, trainer.ema)
         atomic_write(out / "backbone.json", json.dumps(facts, indent=1).encode())
         write_png(out / "samples.png", sample_grid(average))

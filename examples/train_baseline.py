@@ -103,10 +103,7 @@ def main(cfg: Any) -> None:
     def minutes() -> float:
         return (time.monotonic() - start) / 60
 
-    written = checkpoints.number
-
     def save() -> None:
-        nonlocal written
         spent = before + minutes()
         trainer.module.facts = {
             "method": cfg.method, "data": Path(cfg.data).name, "images": len(images), "mask": cfg.mask,
@@ -114,9 +111,8 @@ def main(cfg: Any) -> None:
             "minutes": round(spent, 1), "seed": cfg.seed, "skipped": trainer.skipped, **dict(cfg[cfg.method]), **shared,
         }  # fmt: skip
         state = {"method": cfg.method, "backbone": backbone.fingerprint, "minutes": spent, "trainer": trainer.state()}
-        if trainer.iteration != written:
+        if trainer.iteration != checkpoints.number:
             checkpoints.save(state, trainer.iteration)
-            written = trainer.iteration
         trainer.save(out / f"{cfg.method}.safetensors")
 
     with tqdm(total=cfg.iterations, initial=trainer.iteration, desc=cfg.method, smoothing=0.05) as bar:

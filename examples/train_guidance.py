@@ -122,19 +122,16 @@ def main(cfg: Any) -> None:
         phase = "guidance" if cfg.encoder else "encoder"
         trainers[phase].average = {k: v.clone() for k, v in guidance.state_dict().items()}
     costs: list[float] = []  # of the rollouts since the last checkpoint
-    written = checkpoints.number
 
     def save() -> None:
-        nonlocal written
         if not group.first:
             return
         trainer = trainers[phase]
         number = trainer.iteration + (totals["encoder"] if phase == "guidance" and not cfg.encoder else 0)
-        if number != written:
+        if number != checkpoints.number:
             state = {"phase": phase, "backbone": backbone.fingerprint, "trainer": trainer.state()}
             checkpoints.save(state, number, sum(costs) / len(costs) if costs else None)
             costs.clear()
-            written = number
         guidance.facts = {
             "data": Path(cfg.data).name, "images": len(images), "mask": cfg.mask, "beta": cfg.beta, "cost": cfg.cost,
             "base": cfg.base,

@@ -161,6 +161,25 @@ def test_backbone_training_continues_a_torch_state(tmp_path, shared):
     assert again.returncode == 0 and "at 122200 images" in again.stdout, again.stderr
 
 
+def test_backbone_training_resumes_a_network_of_another_size(tmp_path):
+    """The state says what network it is of; the pictures are read for that one, and other pictures are refused."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    small = ("network.img_resolution=16", "network.model_channels=8", "network.channel_mult=[1,2]")
+    short = ("batch=2", "every=1000")
+    first = run("train_backbone.py", "data=a", *small, *short, "kimg=0.004", "out=first", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    more = ("resume=first/checkpoints/00000004.safetensors", *short, "out=second")
+    for data, kimg in (("b", "0.006"), ("b", "0.008")):
+        done = run("train_backbone.py", f"data={data}", *more, f"kimg={kimg}", cwd=tmp_path)
+        assert done.returncode == 0 and "continuing from" in done.stdout, done.stderr
+    other = run("train_backbone.py", "data=a", *more, "kimg=0.010", cwd=tmp_path)
+    assert other.returncode == 2 and "of a run on other images" in other.stderr
+
+
 def test_verify_recovery_reports_rows_and_a_figure(tmp_path):
     options = ("parts=[exact,aid,bias,evaluation,refusals]", "exact.dims=[1,2]", "exact.temperatures=[0.1]")
     small = ("bias.paths=20000", "threads=1", "out=o")
